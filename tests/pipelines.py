@@ -1,0 +1,108 @@
+"""Tiny random pipelines of the real classes, with tokenizers made offline."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+TEXT_LENGTH = 24
+
+
+def tiny_sd3(folder: Path | str, seed: int = 0, t5: bool = False) -> Path:
+    """Save a random StableDiffusion3Pipeline: 64x64 px, latents 4x16x16, 64 image tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = StableDiffusion3Pipeline(
+            transformer=SD3Transformer2DModel(
+                sample_size=16,
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                caption_projection_dim=32,
+                joint_attention_dim=72,
+                pooled_projection_dim=64,
+                pos_embed_max_size=24,
+                qk_norm="rms_norm",
+            ),
+            # The default shift of 1 would hide shift mistakes.
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=AutoencoderKL(
+                block_out_channels=(8, 8, 8),
+                down_block_types=("DownEncoderBlock2D",) * 3,
+                up_block_types=("UpDecoderBlock2D",) * 3,
+                latent_channels=4,
+                norm_num_groups=4,
+                sample_size=64,
+                use_quant_conv=False,
+                use_post_quant_conv=False,
+                scaling_factor=1.5035,
+                shift_factor=0.0609,
+            ),
+            text_encoder=_clip(),
+            tokenizer=_clip_tokenizer("<|endoftext|>"),
+            text_encoder_2=_clip(),
+            tokenizer_2=_clip_tokenizer("!"),  # as in SD3-Medium: the second one pads with id 0
+            text_encoder_3=_t5() if t5 else None,
+            tokenizer_3=_t5_tokenizer() if t5 else None,
+        )
+    pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
+def _clip_tokenizer(pad_token: str) -> CLIPTokenizer:
+    """Byte-level BPE without merges; ids 0-255 inside a word, 256-511 at its end."""
+    symbols = sorted(ByteLevel.alphabet())
+    vocab = [*symbols, *(f"{s}</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(vocab)},
+        merges=[],
+        pad_token=pad_token,
+        model_max_length=TEXT_LENGTH,
+    )
+
+
+def _clip() -> CLIPTextModelWithProjection:
+    config = CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        projection_dim=32,
+        hidden_act="gelu",
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+    return CLIPTextModelWithProjection(config).eval()
+
+
+def _t5_tokenizer() -> T5TokenizerFast:
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    letters = [(chr(c), -3.0) for c in range(ord("a"), ord("z") + 1)]
+    return T5TokenizerFast(vocab=pieces + letters, extra_ids=0, model_max_length=TEXT_LENGTH)
+
+
+def _t5() -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=30, d_model=72, d_kv=8, d_ff=37, num_layers=2, num_heads=4, dropout_rate=0.0
+    )
+    return T5EncoderModel(config).eval()
