@@ -1,0 +1,80 @@
+"""The rollout against the plain full one."""
+
+import pytest
+import torch
+
+from distill.adapters import Condition
+from distill.flow import euler, noised, predicted_x0
+from distill.rollout import rollout
+
+SHAPE = (2, 3, 3)
+
+
+def some_velocity(x: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> torch.Tensor:
+    """Nonlinear, and different for every sample, level and prompt; no sample sees another."""
+    level = sigma.view(-1, 1, 1, 1)
+    return torch.sin(3 * x * level + condition.pooled[:, :1, None, None]) + level
+
+
+def condition_of(batch: int) -> Condition:
+    rows = torch.arange(batch, dtype=torch.float32)
+    return Condition(rows.view(-1, 1, 1), rows.view(-1, 1))
+
+
+def test_each_sample_stops_where_the_full_rollout_passes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    schedule = torch.tensor([1.0, 0.8, 0.55, 0.3, 0.1])
+    index = torch.tensor([3, 1, 5, 2, 2, 4, 1])
+    noise = torch.randn(7, *SHAPE, generator=generator)
+    condition = condition_of(7)
+
+    xs, vs, x = [], [], noise
+    for i, sigma in enumerate(schedule):
+        xs.append(x)
+        vs.append(some_velocity(x, sigma.expand(7), condition))
+        if i + 1 < len(schedule):
+            x = x + (schedule[i + 1] - sigma) * vs[-1]
+
+    anchors = rollout(some_velocity, noise, schedule, index, condition)
+    for b, i in enumerate(index.tolist()):
+        torch.testing.assert_close(anchors.x[b], xs[i - 1][b])
+        torch.testing.assert_close(anchors.velocity[b], vs[i - 1][b])
+        torch.testing.assert_close(anchors.x0[b], xs[i - 1][b] - schedule[i - 1] * vs[i - 1][b])
+    assert torch.equal(anchors.sigma, schedule[index - 1])
+
+
+def test_finished_samples_cost_nothing() -> None:
+    sizes = []
+
+    def counting(x: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> torch.Tensor:
+        assert len(x) == len(sigma) == len(condition)
+        sizes.append(len(x))
+        return x
+
+    index = torch.tensor([3, 1, 2, 2])
+    schedule = torch.tensor([1.0, 0.9, 0.75, 0.5])
+    rollout(counting, torch.randn(4, *SHAPE), schedule, index, condition_of(4))
+    assert sizes == [4, 3, 1]
+    assert sum(sizes) == index.sum()
+
+
+def test_no_gradient_reaches_the_student() -> None:
+    weight = torch.nn.Parameter(torch.ones(()))
+    anchors = rollout(
+        lambda x, sigma, condition: weight * x,
+        torch.randn(2, *SHAPE),
+        torch.tensor([1.0, 0.5]),
+        torch.tensor([2, 1]),
+        condition_of(2),
+    )
+    assert not anchors.x.requires_grad and not anchors.velocity.requires_grad
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])
+def test_flow_matching_identities(sigma: float) -> None:
+    """With the true velocity eps - x0, x0_hat is x0 and an Euler step lands on the path."""
+    x0, eps = torch.randn(2, 4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    here, there = torch.full((4,), sigma), torch.full((4,), 0.6)
+    x = noised(x0, here, eps)
+    torch.testing.assert_close(predicted_x0(x, here, eps - x0), x0)
+    torch.testing.assert_close(euler(x, eps - x0, here, there), noised(x0, there, eps))
