@@ -1,0 +1,61 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distill.errors import DistillError
+
+# A full disk: OSError from Python, RuntimeError from torch's writer, and safetensors' own error.
+_WRITE_ERRORS = (OSError, RuntimeError)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; what is written there replaces ``path`` at the end.
+
+    Raises:
+        DistillError: it cannot be written; ``path`` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except _WRITE_ERRORS as error:
+        raise DistillError(f"{path} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path`` that takes its place at the end.
+
+    Raises:
+        DistillError: it cannot be written; ``path`` is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise DistillError(f"{path} cannot be written: {error}") from error
+    old = temporary.with_name(f"{temporary.name}.old")
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's is private
+        if path.exists():
+            path.rename(old)  # a folder with something in it cannot be replaced in one step
+        temporary.rename(path)
+    except _WRITE_ERRORS as error:
+        raise DistillError(f"{path} cannot be written: {error}") from error
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""Pictures of the student under way: always the same prompts and the same noise."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distill.files import whole_file
+from distill.sampling import sample
+from distill.trainer import Trainer
+
+
+def preview_pictures(trainer: Trainer) -> Tensor:
+    """The averaged student's pictures of the first prompts, (B, 3, H, W) in [0, 1]."""
+    adapter, recipe = trainer.adapter, trainer.recipe
+    count = min(recipe.log.preview_pictures, len(trainer.prompts))
+    # Each picture has its own seed, so that one is the same in a grid of any size.
+    noise = torch.stack(
+        [
+            torch.randn(trainer.latent_shape, generator=torch.Generator().manual_seed(seed))
+            for seed in range(count)
+        ]
+    ).to(trainer.device)
+    latents = sample(
+        trainer.velocity_of(trainer.average),
+        noise,
+        adapter.sigmas(recipe.steps, recipe.height, recipe.width),
+        trainer.prompts[:count].to(trainer.device),
+    )
+    adapter.pipeline.vae.to(trainer.device)
+    return (adapter.decode(latents) / 2 + 0.5).clamp(0, 1).cpu()
+
+
+def save_grid(pictures: Tensor, path: Path) -> None:
+    """Write pictures (B, 3, H, W) in [0, 1] as one PNG, row by row in a near square.
+
+    Raises:
+        DistillError: it cannot be written.
+    """
+    count, _, height, width = pictures.shape
+    columns = math.ceil(math.sqrt(count))
+    grid = Image.new("RGB", (columns * width, math.ceil(count / columns) * height))
+    for i, pixels in enumerate((pictures * 255).round().byte().permute(0, 2, 3, 1)):
+        grid.paste(Image.fromarray(pixels.numpy()), (i % columns * width, i // columns * height))
+    with whole_file(path) as temporary:
+        grid.save(temporary, format="PNG")
