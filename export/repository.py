@@ -1,0 +1,113 @@
+"""Build a model folder beside its place and rename it there: there is always a whole one."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from export.errors import ExportError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+# How staged() names its folders; a user's own hidden folders do not look like it.
+_STAGED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>export|old)")
+
+
+@contextmanager
+def staged(repository: Path, name: str) -> Iterator[Path]:
+    """Yield an empty folder that becomes ``repository/name`` if the block ends well.
+
+    If it raises, or the process dies, what was there before stays as it is. Folders of dead
+    exports are removed at the start of the next one.
+
+    Raises:
+        ExportError: the repository cannot be written, or something else lies at that place.
+    """
+    target = repository / name
+    _check_target(target)
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with _lock(repository, wait=True):  # nobody sees our folder before it is locked
+            _remove_dead(repository)
+            folder = repository / f".{name}.{secrets.token_hex(4)}.export"
+            folder.mkdir()
+            alive = ExitStack()
+            alive.enter_context(_lock(folder))
+    except OSError as error:
+        raise ExportError(f"cannot write to {repository}: {error.strerror}") from error
+    with alive:
+        try:
+            yield folder
+            with _lock(repository, wait=True):
+                _replace(folder, target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_target(target: Path) -> None:
+    if not target.exists() or (target / "config.pbtxt").is_file():
+        return
+    if not target.is_dir() or any(target.iterdir()):
+        raise ExportError(
+            f"{target} exists and is no model folder (it has no config.pbtxt); "
+            "choose another --name or --out"
+        )
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Put the new folder in the target's place; the old one ends up at ``folder``, if any."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    libc = ctypes.CDLL(None)
+    here, there = os.fsencode(folder), os.fsencode(target)
+    if libc.renameat2(_AT_FDCWD, here, _AT_FDCWD, there, _RENAME_EXCHANGE) == 0:
+        return
+    # A file system that cannot exchange two folders, such as NFS. Between the two renames the
+    # place is empty; if we die there, the next start finds the old folder by its name.
+    old = folder.with_suffix(".old")
+    target.rename(old)
+    folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_dead(repository: Path) -> None:
+    """Remove what killed exports left, and put back an old folder that one had moved aside."""
+    for folder in list(repository.iterdir()):
+        match = _STAGED.fullmatch(folder.name)
+        if match is None:
+            continue
+        target = repository / match["name"]
+        if match["kind"] == "old" and not target.exists():
+            folder.rename(target)
+            continue
+        with _lock(folder) as locked:
+            if locked:
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _lock(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a folder's lock, which the system drops when the process dies.
+
+    Yields whether it is held: not if another process has it, or if the file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        held = True
+    except OSError:
+        held = False
+    try:
+        yield held
+    finally:
+        os.close(descriptor)

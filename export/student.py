@@ -1,0 +1,137 @@
+"""Read a student: a diffusers folder, with the distiller's ``cdm.json`` where there is one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from distill.adapters import Sd3Adapter, load_adapter
+from distill.errors import DistillError
+from export.errors import ExportError
+from export.hashing import folder_sha256
+from export.sizes import Size
+
+CARD_FORMAT = 1
+DEFAULT_STEPS = 4
+# What diffusers' own SD3 call uses when it is told nothing.
+DEFAULT_SEQUENCE_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Student:
+    """A loaded student and how it is meant to be sampled."""
+
+    folder: Path
+    name: str
+    adapter: Sd3Adapter
+    steps: int
+    size: Size
+    sha256: str
+    has_card: bool
+
+
+def load_student(folder: Path) -> Student:
+    """Load a student with all weights in float32.
+
+    A folder without ``cdm.json`` (a few-step student made elsewhere) is taken with diffusers'
+    own defaults: 4 steps, the transformer's sample size, 256 text tokens.
+
+    Raises:
+        ExportError: no diffusers folder, an unknown architecture, a damaged file, or weights
+            that are not finite.
+    """
+    _check_folder(folder)
+    diffusers_logging.disable_progress_bar()  # one bar per file of weights, over our own lines
+    transformers_logging.disable_progress_bar()
+    card = _read_card(folder)
+    try:
+        adapter = load_adapter(
+            str(folder),
+            dtype=torch.float32,
+            max_sequence_length=card.get("max_sequence_length", DEFAULT_SEQUENCE_LENGTH),
+        )
+    except DistillError as error:
+        raise ExportError(str(error)) from error
+    if card and card["architecture"] != adapter.name:
+        raise ExportError(
+            f"{folder / 'cdm.json'} says architecture {card['architecture']!r}, but the pipeline "
+            f"beside it is {adapter.name!r}"
+        )
+    _check_finite(adapter)
+    pipeline = adapter.pipeline
+    side = pipeline.default_sample_size * pipeline.vae_scale_factor
+    return Student(
+        folder=folder,
+        name=card.get("name", folder.resolve().name),
+        adapter=adapter,
+        steps=card.get("steps", DEFAULT_STEPS),
+        size=Size(card.get("width", side), card.get("height", side)),
+        sha256=folder_sha256(folder),
+        has_card=bool(card),
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is not a folder; expected a student as cdm-distill writes it")
+    if not (folder / "model_index.json").is_file():
+        raise ExportError(f"{folder} is not a diffusers folder: it has no model_index.json")
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    """The checked ``cdm.json``; empty where there is none."""
+    path = folder / "cdm.json"
+    if not path.exists():
+        return {}
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
+        raise ExportError(
+            f"{path} is not of format {CARD_FORMAT}; distil again with this version of cdm-distill"
+        )
+    for field in ("name", "architecture"):
+        if not isinstance(card.get(field), str) or not card[field]:
+            raise ExportError(f"{path}: {field} must be a non-empty string")
+    for field, least in (("steps", 1), ("max_sequence_length", 0), ("height", 1), ("width", 1)):
+        value = card.get(field)
+        if type(value) is not int or value < least:
+            raise ExportError(f"{path}: {field} must be an integer of at least {least}")
+    _check_sampling(card, path)
+    return card
+
+
+def _check_sampling(card: dict[str, Any], path: Path) -> None:
+    """Serving samples without guidance on even steps, so that is all a student may ask for."""
+    if card.get("guidance_scale") != 1.0:
+        raise ExportError(f"{path}: guidance_scale must be 1.0, a student is served without it")
+    even = [1.0 - i / card["steps"] for i in range(card["steps"])]
+    sigmas = card.get("sigmas")
+    if (
+        not isinstance(sigmas, list)
+        or not all(type(sigma) in (int, float) for sigma in sigmas)
+        or not numpy.array_equal(numpy.round(sigmas, 6), numpy.round(even, 6))
+    ):
+        raise ExportError(
+            f"{path}: sigmas must be the {card['steps']} even ones {numpy.round(even, 4).tolist()};"
+            " other grids are not served"
+        )
+
+
+def _check_finite(adapter: Sd3Adapter) -> None:
+    for name, component in adapter.pipeline.components.items():
+        if not isinstance(component, torch.nn.Module):
+            continue
+        for key, weight in component.state_dict().items():
+            if not torch.isfinite(weight).all():
+                raise ExportError(
+                    f"{name}: weight {key} has values that are not finite; the student is broken"
+                )
