@@ -1,0 +1,1 @@
+"""The HTTP side: OpenAI's Images API, health, and the playground."""

@@ -1,0 +1,1 @@
+"""What runs inside Triton's python model: prompt and seed in, pixels out."""

@@ -1,0 +1,1 @@
+"""The Triton behind the gateway: launched, watched, spoken to."""

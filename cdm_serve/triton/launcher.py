@@ -1,0 +1,91 @@
+"""Start and stop the bundled tritonserver."""
+
+import contextlib
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from cdm_serve.triton.wheel import TritonWheel
+
+GUARD = Path(__file__).with_name("guard.py")
+HOST = "127.0.0.1"
+EXIT_SECONDS = 5
+
+
+class TritonProcess:
+    """One tritonserver with a port, a working folder and a shared-memory prefix of its own."""
+
+    def __init__(self, wheel: TritonWheel, repository: Path, log: Path | None) -> None:
+        """Start it; it is ready when its gRPC health says so.
+
+        What it prints is appended to ``log``, or to a file that goes when the server does.
+        """
+        self.folder = Path(tempfile.mkdtemp(prefix="cdm-serve-"))
+        self.port = _free_port()
+        prefix = f"cdm_{secrets.token_hex(4)}_"
+        command = [
+            str(wheel.server),
+            f"--model-repository={repository.resolve()}",
+            f"--backend-directory={wheel.link_backend(self.folder)}",
+            # This Triton predates security fixes: loopback only, and no door that is not used.
+            f"--grpc-address={HOST}",
+            f"--grpc-port={self.port}",
+            "--allow-http=false",
+            "--allow-metrics=false",
+            "--disable-auto-complete-config",
+            f"--exit-timeout-secs={EXIT_SECONDS}",
+            "--backend-config=python,shm-default-byte-size=4194304",
+            "--backend-config=python,shm-growth-byte-size=1048576",
+            f"--backend-config=python,shm-region-prefix-name={prefix}",
+        ]
+        log = log or self.folder / "triton.log"
+        # Opened now: the guard removes the folder when the server has ended.
+        self._log = log.open("a+b")
+        self._log_begin = self._log.tell()
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", str(GUARD), str(self.folder), prefix, str(EXIT_SECONDS + 1)]
+            + command,
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            env=wheel.environment(),
+            start_new_session=True,
+        )
+
+    @property
+    def address(self) -> str:
+        """The gRPC endpoint."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is there; says nothing of its models."""
+        return self._guard.poll() is None
+
+    def log(self) -> str:
+        """What the server has printed so far."""
+        self._log.seek(self._log_begin)
+        return self._log.read().decode("utf-8", errors="replace")
+
+    def close(self) -> None:
+        """Let it finish what it has, then leave nothing of it; waits."""
+        assert self._guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._guard.stdin.close()
+        self._guard.wait()
+        self._log.close()
+
+    def kill(self) -> None:
+        """Leave nothing of it, at once; waits."""
+        self._guard.terminate()
+        self.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
