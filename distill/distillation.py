@@ -1,0 +1,81 @@
+"""A distillation from its recipe to the student's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+
+import diffusers
+import torch
+import transformers
+from rich.console import Console
+
+from distill import checkpoint
+from distill.adapters import load_adapter
+from distill.errors import DistillError
+from distill.progress import TrainingProgress
+from distill.prompts import encode_prompts, read_prompts
+from distill.recipe import Recipe
+from distill.runlog import RunLog
+from distill.student import save_student
+from distill.trainer import Trainer
+from distill.training import train
+
+
+def distil(recipe: Recipe, folder: Path, resume: bool, console: Console) -> int:
+    """Train as the recipe says and write the student; 0, or 130 when interrupted before the end.
+
+    Raises:
+        DistillError: anything the user can mend.
+    """
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    there = checkpoint.found(folder)
+    if there and not resume:
+        raise DistillError(
+            f"{folder} holds checkpoints: continue with --resume, or name a new --run"
+        )
+    if recipe.runtime.threads:
+        torch.set_num_threads(recipe.runtime.threads)
+    prompts = read_prompts(Path(recipe.prompts))
+    prompts_hash = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    adapter = load_adapter(recipe.teacher, max_sequence_length=recipe.max_sequence_length)
+    embeddings = encode_prompts(adapter, [*prompts, ""])
+    trainer = Trainer(adapter, recipe, embeddings[: len(prompts)], embeddings[len(prompts) :])
+    if there:
+        trainer.load_state_dict(checkpoint.load(there[-1], asdict(recipe), prompts_hash))
+        console.print(f"continuing from {there[-1]}", soft_wrap=True)
+    log = RunLog(folder, trainer.updates)
+
+    interrupted = _Interrupt()
+    with interrupted, TrainingProgress(console, recipe.updates, trainer.updates) as progress:
+        train(trainer, folder, prompts_hash, log, progress.report, interrupted.asked)
+    if trainer.updates < recipe.updates:
+        console.print(f"stopped after update {trainer.updates}; continue with --resume")
+        return 130
+    output = save_student(
+        trainer.average, replace(recipe, updates=trainer.updates), trainer.updates
+    )
+    console.print(f"student after {trainer.updates} updates: {output}", soft_wrap=True)
+    return 0
+
+
+class _Interrupt:
+    """Turns the first Ctrl-C into a request; the second one is Python's own."""
+
+    def __enter__(self) -> None:
+        self._asked = False
+        self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        self._asked = True
+        signal.signal(signal.SIGINT, self._before)
