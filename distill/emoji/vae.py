@@ -1,0 +1,100 @@
+"""The autoencoder: 64 x 64 pixels to 16 x 16 latents of 8 channels and back."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional
+
+from distill.emoji.compose import draw_composition, render
+from distill.emoji.loop import Losses, Plan, train
+from distill.emoji.pictures import from_pixels, save_grid
+from distill.emoji.vocabulary import SUBJECTS
+
+PAIRS = 0.6
+KL_WEIGHT = 3e-5
+_HELD_OUT_SEED = 10**6
+_STATISTICS_BATCHES = 8
+
+
+def new_vae() -> AutoencoderKL:
+    """Build the autoencoder with random weights, 1.6 million of them."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 96),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=16,
+        sample_size=64,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def pictures(seed: int, count: int, held_out: bool = False) -> Tensor:
+    """Draw ``count`` pictures of the whole vocabulary, ``(count, 3, 64, 64)`` in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    drawn = [draw_composition(rng, len(SUBJECTS), PAIRS, held_out) for _ in range(count)]
+    return from_pixels(np.stack([render(composition, rng) for composition in drawn]))
+
+
+def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+def vae_losses(vae: nn.Module, images: Tensor, noise: Tensor) -> Losses:
+    """Return the reconstruction loss (absolute, edges, squared) plus the weighted KL term."""
+    posterior = vae.encode(images).latent_dist  # type: ignore[operator]
+    restored = vae.decode(posterior.mean + posterior.std * noise).sample.float()  # type: ignore[operator]
+    absolute = functional.l1_loss(restored, images)
+    squared = functional.mse_loss(restored, images)
+    edges = sum(
+        functional.l1_loss(a, b) for a, b in zip(_edges(restored), _edges(images), strict=True)
+    )
+    divergence = posterior.kl().mean()
+    loss = absolute + 0.5 * edges + 2 * squared + KL_WEIGHT * divergence
+    return {"loss": loss, "mse": squared, "kl": divergence}
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: nn.Module, count: int = 256) -> float:
+    """Return the mean PSNR in dB over ``count`` held-out pictures, from 8-bit values."""
+    images = pictures(_HELD_OUT_SEED, count, held_out=True)
+    restored = torch.cat(
+        [vae.decode(vae.encode(b).latent_dist.mean).sample for b in images.split(32)]
+    )  # type: ignore[operator]
+    error = (restored.clamp(-1, 1) - images).div(2).square().mean(dim=(1, 2, 3))
+    return float((-10 * error.clamp_min(1e-10).log10()).mean())
+
+
+def train_vae(run: Path, plan: Plan, seed: int = 0) -> AutoencoderKL:
+    """Train the autoencoder and set its scaling and shift so that latents have unit variance."""
+    torch.manual_seed(seed)
+    vae = new_vae().to(memory_format=torch.channels_last)
+
+    def loss_at(step: int) -> Losses:
+        images = pictures(seed + step, plan.batch)
+        generator = torch.Generator().manual_seed(seed + step)
+        noise = torch.randn((plan.batch, 8, 16, 16), generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            return vae_losses(vae, images, noise)
+
+    def preview(averaged: nn.Module, path: Path) -> None:
+        images = pictures(_HELD_OUT_SEED, 12, held_out=True)
+        with torch.no_grad():
+            restored = averaged.decode(averaged.encode(images).latent_dist.mean).sample  # type: ignore[operator]
+        save_grid(torch.cat([images, restored]), path, columns=12)
+
+    averaged: AutoencoderKL = train(plan, vae, loss_at, run, preview)
+    with torch.no_grad():
+        batches = [pictures(_HELD_OUT_SEED + 1 + i, 64) for i in range(_STATISTICS_BATCHES)]
+        latents = torch.cat([averaged.encode(batch).latent_dist.mean for batch in batches])
+    averaged.register_to_config(
+        scaling_factor=round(1 / latents.std().item(), 4),
+        shift_factor=round(latents.mean().item(), 4),
+    )
+    return averaged
