@@ -1,27 +1,23 @@
-"""Every setting of the server, with its default; the command line is made from this."""
+"""Every setting of the server, with its default and its line in ``cdm-serve --help``."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-
-def _setting(default: Any, description: str) -> Any:
-    return field(default=default, metadata={"help": description})
+from typing import Annotated
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``cdm-serve`` is told."""
+    """What ``cdm-serve`` is told; the command line is made from these fields."""
 
-    host: str = _setting("127.0.0.1", "address to listen on")
-    port: int = _setting(8000, "port to listen on")
-    model_repository: Path = _setting(Path("model_repository"), "folder that cdm-export wrote")
-    triton: str | None = _setting(None, "HOST:PORT of a running Triton's gRPC, not the bundled one")
-    triton_log: Path | None = _setting(None, "keep what the bundled Triton prints in this file")
-    open: bool = _setting(False, "open the playground in a browser when ready")
-    body_limit: int = _setting(65536, "largest request body in bytes")
-    prompt_limit: int = _setting(4000, "longest prompt in characters")
-    start_seconds: float = _setting(600.0, "how long Triton may take to load the models")
-    drain_seconds: float = _setting(30.0, "how long requests in flight may take after Ctrl-C")
-    heartbeat_seconds: float = _setting(2.0, "how often each model is asked whether it is alive")
-    heartbeat_timeout: float = _setting(10.0, "after how long without an answer Triton restarts")
+    host: Annotated[str, "address to listen on"] = "127.0.0.1"
+    port: Annotated[int, "port to listen on"] = 8000
+    model_repository: Annotated[Path, "folder that cdm-export wrote"] = Path("model_repository")
+    triton: Annotated[str | None, "HOST:PORT of a running Triton, gRPC, to use instead"] = None
+    triton_log: Annotated[Path | None, "keep what the bundled Triton prints in this file"] = None
+    open: Annotated[bool, "open the playground in a browser when ready"] = False
+    body_limit: Annotated[int, "largest request body in bytes"] = 65536
+    prompt_limit: Annotated[int, "longest prompt in characters"] = 4000
+    start_seconds: Annotated[float, "how long Triton may take to load the models"] = 600.0
+    drain_seconds: Annotated[float, "how long requests in flight may take after Ctrl-C"] = 30.0
+    heartbeat_seconds: Annotated[float, "how often each model is asked for a sign of life"] = 2.0
+    heartbeat_timeout: Annotated[float, "without an answer for this long Triton restarts"] = 10.0

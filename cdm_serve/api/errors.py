@@ -44,9 +44,7 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
-        return error_response(
-            str(error), status=error.status, param=error.param, code=error.code
-        )
+        return error_response(str(error), status=error.status, param=error.param, code=error.code)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

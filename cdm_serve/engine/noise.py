@@ -41,7 +41,8 @@ def _draw(words: np.random.RandomState, count: int) -> NDArray[np.uint32]:
 
 
 def _uniforms(words: np.random.RandomState, count: int) -> Floats:
-    return (_draw(words, count) & 0xFFFFFF).astype(np.float32) * np.float32(2.0**-24)
+    uniforms: Floats = (_draw(words, count) & 0xFFFFFF).astype(np.float32) * np.float32(2.0**-24)
+    return uniforms
 
 
 def _scalar_normals(words: np.random.RandomState, count: int) -> Floats:

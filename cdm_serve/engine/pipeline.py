@@ -43,7 +43,8 @@ class Pipeline:
 
     def noise(self, seed: int, size: str) -> Floats:
         """The (C, h, w) latents a seed starts from."""
-        return randn(seed, (1, *self.manifest.latent_shape(size)))[0]
+        latents: Floats = randn(seed, (1, *self.manifest.latent_shape(size)))[0]
+        return latents
 
     def velocity(self, latents: Floats, sigma: Floats, conditions: list[Condition]) -> Floats:
         """(B, C, h, w) at one sigma a row."""

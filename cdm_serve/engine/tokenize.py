@@ -11,7 +11,7 @@ from cdm_serve.engine.manifest import TokenizerFile
 
 @dataclass(frozen=True)
 class Tokens:
-    """One row a prompt: ``ids[k]`` is (B, L_k) int64; ``counts`` are the first's without padding."""
+    """One row a prompt: ``ids[k]`` is (B, L_k); ``counts`` are the first's without padding."""
 
     ids: tuple[NDArray[np.int64], ...]
     counts: tuple[int, ...]
@@ -29,6 +29,7 @@ class PromptTokenizer:
             self._tokenizers.append(tokenizer)
 
     def __call__(self, prompts: list[str]) -> Tokens:
+        """Ids of every prompt from every tokenizer."""
         rows = [tokenizer.encode_batch(prompts) for tokenizer in self._tokenizers]
         return Tokens(
             ids=tuple(np.array([row.ids for row in batch], dtype=np.int64) for batch in rows),

@@ -5,6 +5,7 @@ Importable only inside Triton's python backend, which provides ``triton_python_b
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class TritonPythonModel:
                 if _text(request, "command") == "describe":
                     _send(sender, report=self._describe())
                 else:
-                    self._scheduler.submit(_job(request), lambda done, to=sender: _answer(to, done))
+                    self._scheduler.submit(_job(request), partial(_answer, sender))
             except EngineError as error:
                 _send(sender, error=str(error))
             except Exception as error:

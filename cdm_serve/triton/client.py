@@ -1,4 +1,4 @@
-"""The connection to Triton: one long-lived gRPC stream that carries every request, told apart by id.
+"""The connection to Triton: one long-lived gRPC stream carries every request, told apart by id.
 
 A stream is never cancelled and has no deadline: cancelling crashes this Triton. Who no longer wants
 an answer stops waiting for it; the answer is dropped when it comes.
@@ -112,11 +112,10 @@ class TritonClient:
         if self._reader is None:
             self._reader = asyncio.create_task(self._read())
         request_id = str(next(self._ids))
-        future = self._waiting[request_id] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request_id] = future
         inputs = [_input(name, array) for name, array in arrays.items()]
-        self._requests.put_nowait(
-            {"model_name": model, "inputs": inputs, "request_id": request_id}
-        )
+        self._requests.put_nowait({"model_name": model, "inputs": inputs, "request_id": request_id})
         return await future
 
     async def _send(self) -> AsyncIterator[dict[str, Any]]:

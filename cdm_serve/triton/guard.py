@@ -80,7 +80,7 @@ def _kill_group(leader: int) -> None:
 
 
 def _alive(group: int) -> bool:
-    """Is any process of the group still there and not a zombie?"""
+    """Whether any process of the group is still there and not a zombie."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, process_group = stat.read_text().rpartition(")")[2].split()[:3]

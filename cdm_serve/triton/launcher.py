@@ -46,8 +46,7 @@ class TritonProcess:
         self._log = log.open("a+b")
         self._log_begin = self._log.tell()
         self._guard = subprocess.Popen(
-            [sys.executable, "-I", str(GUARD), str(self.folder), prefix, str(EXIT_SECONDS + 1)]
-            + command,
+            [sys.executable, "-I", GUARD, self.folder, prefix, str(EXIT_SECONDS + 1), *command],
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,

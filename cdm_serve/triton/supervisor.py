@@ -112,16 +112,21 @@ class Supervisor:
             await client.close()
 
     async def _watch(self) -> None:
-        beat = time.monotonic()
         while True:
-            await asyncio.sleep(POLL_SECONDS)
-            reason = self._death()
-            if reason is None and time.monotonic() - beat > self._settings.heartbeat_seconds:
-                reason = await self._heartbeat()
-                beat = time.monotonic()
-            if reason is not None:
-                await self._recover(reason)
-                beat = time.monotonic()
+            reason = await self._until_trouble()
+            await self._recover(reason)
+
+    async def _until_trouble(self) -> str:
+        """Wait for a death, or for a heartbeat that fails; a death is seen at once."""
+        heartbeat = asyncio.create_task(self._beat())
+        try:
+            while True:
+                await asyncio.wait([heartbeat], timeout=POLL_SECONDS)
+                reason = self._death() or (heartbeat.result() if heartbeat.done() else None)
+                if reason is not None:
+                    return reason
+        finally:
+            heartbeat.cancel()
 
     def _death(self) -> str | None:
         """Who died, as the process table says."""
@@ -134,16 +139,19 @@ class Supervisor:
                 return f"the process of model {card.id} ended"
         return None
 
-    async def _heartbeat(self) -> str | None:
-        for name in self.models:
-            try:
-                async with asyncio.timeout(self._settings.heartbeat_timeout):
-                    await self._describe(name)
-            except TimeoutError:
-                return f"model {name} has not answered for {self._settings.heartbeat_timeout:g} s"
-            except (TritonLost, TritonError) as error:
-                return str(error)
-        return None
+    async def _beat(self) -> str:
+        """Ask every model again and again; returns what went wrong."""
+        timeout = self._settings.heartbeat_timeout
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_seconds)
+            for name in self.models:
+                try:
+                    async with asyncio.timeout(timeout):
+                        await self._describe(name)
+                except TimeoutError:
+                    return f"model {name} has not answered for {timeout:g} s"
+                except (TritonLost, TritonError) as error:
+                    return str(error)
 
     async def _recover(self, reason: str) -> None:
         self.ready = False

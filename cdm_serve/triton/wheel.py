@@ -79,7 +79,10 @@ def find_wheel() -> TritonWheel:
 
 def _check_libpython() -> None:
     name = f"libpython{PYTHON}.so.1.0"
-    folders = [sysconfig.get_config_var("LIBDIR"), *os.environ.get("LD_LIBRARY_PATH", "").split(":")]
+    folders = [
+        sysconfig.get_config_var("LIBDIR"),
+        *os.environ.get("LD_LIBRARY_PATH", "").split(":"),
+    ]
     if any((Path(folder) / name).is_file() for folder in folders if folder):
         return
     if ctypes.util.find_library(f"python{PYTHON}") is None:

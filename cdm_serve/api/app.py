@@ -1,0 +1,35 @@
+"""The application: routes, error handling, edge."""
+
+import time
+from concurrent.futures import Executor
+from importlib.resources import files
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from starlette.types import ASGIApp
+
+import cdm_serve
+from cdm_serve.api.edge import Edge
+from cdm_serve.api.errors import install_handlers
+from cdm_serve.api.health import health_router
+from cdm_serve.api.images import images_router
+from cdm_serve.api.models import models_router
+from cdm_serve.settings import Settings
+from cdm_serve.triton.supervisor import Supervisor
+
+
+def create_app(settings: Settings, supervisor: Supervisor, executor: Executor) -> ASGIApp:
+    """The gateway in front of the supervisor's Triton."""
+    # FastAPI's own documentation pages load scripts from elsewhere; the schema is served.
+    app = FastAPI(title="cdm-serve", version=cdm_serve.__version__, docs_url=None, redoc_url=None)
+    install_handlers(app)
+    app.include_router(images_router(settings, supervisor, executor))
+    app.include_router(models_router(supervisor, created=int(time.time())))
+    app.include_router(health_router(supervisor))
+    page = files("cdm_serve").joinpath("playground.html").read_text(encoding="utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    return Edge(app, settings.body_limit)

@@ -1,0 +1,158 @@
+"""From a request to exactly what is made, against the model that makes it."""
+
+import secrets
+from dataclasses import dataclass
+
+from cdm_serve.api.encode import OutputFormat
+from cdm_serve.api.errors import ApiError
+from cdm_serve.api.schema import QUALITY_STEPS, ImageRequest
+from cdm_serve.triton.client import TritonLost
+from cdm_serve.triton.models import ModelCard
+
+RAW_TYPES: dict[str, OutputFormat] = {
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/webp": "webp",
+}
+STEPS_QUALITY = {1: "low", 2: "medium", 4: "high"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``seeds`` has one entry a picture; ``raw``: answer with the picture itself, not JSON."""
+
+    model: ModelCard
+    prompt: str
+    seeds: tuple[int, ...]
+    steps: int
+    size: str
+    output_format: OutputFormat
+    compression: int
+    raw: bool
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return int(self.size.split("x")[0])
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return int(self.size.split("x")[1])
+
+    @property
+    def quality(self) -> str:
+        """OpenAI's word for the number of steps, ``auto`` where it has none."""
+        return STEPS_QUALITY.get(self.steps, "auto")
+
+
+def make_plan(
+    request: ImageRequest, accept: str, models: dict[str, ModelCard], prompt_limit: int
+) -> Plan:
+    """Fill in every default.
+
+    Raises:
+        ApiError: a value that this model or this server does not serve.
+    """
+    if len(request.prompt) > prompt_limit:
+        raise ApiError(
+            f"prompt: has {len(request.prompt)} characters, at most {prompt_limit} are possible",
+            param="prompt",
+            code="string_above_max_length",
+        )
+    model = find_model(request.model, models)
+    count = 1 if request.n is None else request.n
+    raw_format = _raw_format(accept)
+    if raw_format is not None and count > 1:
+        raise ApiError("n: only 1 picture fits an image answer; accept application/json", param="n")
+    first = secrets.randbits(32) if request.seed is None else request.seed
+    return Plan(
+        model=model,
+        prompt=request.prompt,
+        seeds=tuple(range(first, first + count)),
+        steps=_steps(request, model),
+        size=_size(request.size, model),
+        output_format=_output_format(request, raw_format),
+        compression=_compression(request),
+        raw=raw_format is not None,
+    )
+
+
+def find_model(name: str | None, models: dict[str, ModelCard]) -> ModelCard:
+    """The named model, or the first.
+
+    Raises:
+        ApiError: no such model.
+        TritonLost: nothing is loaded yet.
+    """
+    if not models:
+        raise TritonLost("the model is being loaded")
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise ApiError(
+            f"model: {name!r} is not served here, only {', '.join(models)}",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
+    return models[name]
+
+
+def _steps(request: ImageRequest, model: ModelCard) -> int:
+    by_quality = QUALITY_STEPS.get(request.quality or "auto")
+    steps = request.num_inference_steps
+    if steps is None:
+        return by_quality or model.default_steps
+    if by_quality not in (None, steps):
+        raise ApiError(
+            f"num_inference_steps: {steps} contradicts quality {request.quality}, which is "
+            f"{by_quality}: give one of them",
+            param="num_inference_steps",
+        )
+    if steps > model.max_steps:
+        raise ApiError(
+            f"num_inference_steps: {model.id} goes up to {model.max_steps}",
+            param="num_inference_steps",
+        )
+    return steps
+
+
+def _size(size: str | None, model: ModelCard) -> str:
+    if size in (None, "auto"):
+        return model.default_size
+    if size not in model.sizes:
+        raise ApiError(
+            f"size: {size!r} is not served by {model.id}, only {', '.join(model.sizes)}",
+            param="size",
+            code="invalid_value",
+        )
+    return size
+
+
+def _raw_format(accept: str) -> OutputFormat | None:
+    """The picture format of the Accept header when that stands before any JSON."""
+    for part in accept.lower().split(","):
+        media = part.partition(";")[0].strip()
+        if media in RAW_TYPES:
+            return RAW_TYPES[media]
+        if media in ("application/json", "application/*", "*/*"):
+            return None
+    return None
+
+
+def _output_format(request: ImageRequest, raw_format: OutputFormat | None) -> OutputFormat:
+    if raw_format is None:
+        return request.output_format or "png"
+    if request.output_format not in (None, raw_format):
+        raise ApiError(
+            f"output_format: {request.output_format} contradicts the Accept header's {raw_format}",
+            param="output_format",
+        )
+    return raw_format
+
+
+def _compression(request: ImageRequest) -> int:
+    if request.output_compression is None:
+        return 100
+    return request.output_compression

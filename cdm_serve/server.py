@@ -1,0 +1,104 @@
+"""The life of the server: Triton up, HTTP up, a signal, HTTP drained, Triton down."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import webbrowser
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import uvicorn
+from rich.console import Console
+from starlette.types import ASGIApp
+
+import cdm_serve
+from cdm_serve.api.app import create_app
+from cdm_serve.settings import Settings
+from cdm_serve.triton.supervisor import Supervisor
+from cdm_serve.triton.wheel import TritonWheel
+
+ENCODERS = 2
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, leaving the signals to ``serve``, which has Triton to stop as well."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+async def serve(
+    settings: Settings, wheel: TritonWheel | None, listener: socket.socket, console: Console
+) -> None:
+    """Serve on a bound socket until SIGINT or SIGTERM.
+
+    Raises:
+        StartError: Triton did not come up.
+    """
+    signalled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signalled.set)
+    supervisor = Supervisor(settings, wheel)
+    where = "the bundled Triton" if wheel else f"Triton at {settings.triton}"
+    console.print(f"[bold]cdm-serve[/] {cdm_serve.__version__}: starting {where} ...")
+    with ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode") as executor:
+        http = HttpServer(_http_config(settings, create_app(settings, supervisor, executor)))
+        # HTTP is up from the first moment, so that /readyz can say "not yet".
+        serving = asyncio.create_task(http.serve([listener]))
+        starting = asyncio.create_task(supervisor.start())
+        stopping = asyncio.create_task(signalled.wait())
+        try:
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
+                _greet(settings, supervisor, console)
+                if settings.open:
+                    webbrowser.open(_url(settings))
+                await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+                console.print("stopping: finishing what is in flight ...")
+        finally:
+            # Requests in flight are finished, new connections are refused.
+            http.should_exit = True
+            await serving
+            stopping.cancel()
+            starting.cancel()
+            await asyncio.wait([starting])
+            await supervisor.stop()
+    console.print("stopped")
+
+
+def _http_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        # uvicorn takes whole seconds.
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+
+
+def _url(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def _greet(settings: Settings, supervisor: Supervisor, console: Console) -> None:
+    for card in supervisor.models.values():
+        console.print(
+            f"  [green]ready[/] [bold]{card.id}[/] {', '.join(card.sizes)}, "
+            f"{card.default_steps} steps, {card.fingerprint[:12]}"
+        )
+    url = _url(settings)
+    console.print(f"  [bold]{url}[/]  playground, API and /v1/models; Ctrl-C stops")
+    console.print(
+        f"  curl {url}/v1/images/generations -H 'content-type: application/json' "
+        """-H 'accept: image/png' -d '{"prompt": "a fox in the snow", "seed": 7}' -o fox.png""",
+        soft_wrap=True,
+        markup=False,
+    )
