@@ -16,6 +16,7 @@ from rich.console import Console
 from distill import checkpoint
 from distill.adapters import load_adapter
 from distill.errors import DistillError
+from distill.files import drop_unfinished
 from distill.progress import TrainingProgress
 from distill.prompts import encode_prompts, read_prompts
 from distill.recipe import Recipe
@@ -33,6 +34,7 @@ def distil(recipe: Recipe, folder: Path, resume: bool, console: Console) -> int:
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+    drop_unfinished(folder)
     there = checkpoint.found(folder)
     if there and not resume:
         raise DistillError(

@@ -22,7 +22,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         DistillError: it cannot be written; ``path`` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -33,6 +33,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise DistillError(f"{path} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Delete what a killed process was writing in ``folder``."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink()
 
 
 @contextmanager
@@ -53,7 +59,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.chmod(0o755)  # mkdtemp's is private
         if path.exists():
             path.rename(old)  # a folder with something in it cannot be replaced in one step
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     except _WRITE_ERRORS as error:
         raise DistillError(f"{path} cannot be written: {error}") from error
     finally:

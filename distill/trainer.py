@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distill import optimiser as adam
 from distill.adapters import Condition, Sd3Adapter
 from distill.ema import averaged_copy, move_towards, ramped_decay
+from distill.errors import DistillError
 from distill.objective import Velocities, fake_loss, student_losses
 from distill.prompts import rows_at
 from distill.recipe import Recipe
@@ -164,7 +165,16 @@ class Trainer:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a recipe names; ``auto`` is CUDA where there is one."""
+    """The device a recipe names; ``auto`` is CUDA where there is one.
+
+    Raises:
+        DistillError: there is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        raise DistillError(f"recipe key runtime.device: no device {name} here; use auto") from error
+    return device

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 TEXT_LENGTH = 24
+PROMPTS = ["a fox in the snow", "an owl", "two cats on a red background", "a dog", "a pig"]
 
 
 def tiny_sd3(folder: Path | str, seed: int = 0, t5: bool = False) -> Path:

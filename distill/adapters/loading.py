@@ -41,6 +41,12 @@ def load_adapter(
     return adapter_class(pipeline, max_sequence_length)
 
 
+def pipeline_folder(path_or_name: str) -> Path:
+    """The local folder of a pipeline; for a hub name that of its download."""
+    folder = Path(path_or_name)
+    return folder if folder.is_dir() else Path(DiffusionPipeline.download(path_or_name))
+
+
 def _model_index(path_or_name: str) -> dict[str, Any]:
     """The pipeline's component list, from a local folder or the hub."""
     folder = Path(path_or_name)
@@ -50,9 +56,10 @@ def _model_index(path_or_name: str) -> dict[str, Any]:
         else:
             index = dict(DiffusionPipeline.load_config(path_or_name))
     except (OSError, ValueError) as error:
+        what = "holds no readable model_index.json" if folder.is_dir() else "is no folder here"
         raise DistillError(
-            f"{path_or_name} is neither a diffusers folder with a model_index.json nor a model "
-            f"the hub gives: {_first_line(error)}"
+            f"{path_or_name} {what}, and is no model the hub gives; expected a diffusers folder or "
+            "a hub name: check the path, or the connection to the hub"
         ) from error
     if not isinstance(index, dict):
         raise DistillError(f"{folder / 'model_index.json'} must hold a JSON object")

@@ -137,8 +137,10 @@ def test_a_clip_only_teacher_loads_in_float16(tmp_path: Path) -> None:
 
 
 def test_unknown_teachers_are_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(DistillError, match=r"neither a diffusers folder .* nor a model"):
+    with pytest.raises(DistillError, match=r"no readable model_index\.json"):
         load_adapter(str(tmp_path))
+    with pytest.raises(DistillError, match=r"is no folder here, and is no model the hub gives"):
+        load_adapter(str(tmp_path / "none"))
     index = tmp_path / "model_index.json"
     index.write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(DistillError, match="not a flow-matching pipeline") as caught:

@@ -1,0 +1,39 @@
+"""One tiny teacher for all tests of the package; none of them changes it."""
+
+from pathlib import Path
+
+import pytest
+from pipelines import PROMPTS, tiny_sd3
+
+from distill.adapters import Sd3Adapter, load_adapter
+from distill.recipe import LogRecipe, Recipe, RuntimeRecipe, ScheduleRecipe
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_sd3(tmp_path_factory.mktemp("distill") / "teacher")
+
+
+@pytest.fixture
+def adapter(teacher: Path) -> Sd3Adapter:
+    return load_adapter(str(teacher), max_sequence_length=0)
+
+
+@pytest.fixture
+def recipe(teacher: Path, tmp_path: Path) -> Recipe:
+    """A quick run in float32, which compares best."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    return Recipe(
+        teacher=str(teacher),
+        output=str(tmp_path / "student"),
+        prompts=str(prompts),
+        height=64,
+        width=64,
+        max_sequence_length=0,
+        updates=2,
+        batch=3,
+        schedule=ScheduleRecipe(n_max=4),
+        log=LogRecipe(log_every=1, preview_every=0, checkpoint_every=0),
+        runtime=RuntimeRecipe(device="cpu", precision="fp32"),
+    )

@@ -1,0 +1,177 @@
+"""The command itself, as a process where the process matters."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+from pipelines import PROMPTS
+
+from distill import checkpoint
+from distill.cli import main
+
+UPDATES = 14
+
+
+@pytest.fixture
+def recipe_file(teacher: Path, tmp_path: Path) -> Path:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        f"""
+        teacher = "{teacher}"
+        output = "{tmp_path / "student"}"
+        prompts = "{tmp_path / "prompts.txt"}"
+        height = 64
+        width = 64
+        max_sequence_length = 0
+        updates = {UPDATES}
+        batch = 8
+        [schedule]
+        n_max = 4
+        [log]
+        log_every = 1
+        preview_every = 0
+        checkpoint_every = 1
+        [runtime]
+        device = "cpu"
+        threads = 1
+        """
+    )
+    return path
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill", *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def test_kill_9_and_resume_is_bit_for_bit_the_straight_run(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    process = start(recipe_file, "--run", killed)
+    wait_for(process, killed / "checkpoint-00000003.pt")
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    reached = torch.load(checkpoint.found(killed)[-1], weights_only=True)["state"]["updates"]
+    assert 3 <= reached < UPDATES  # it was under way
+    (killed / ".checkpoint-00000004.pt.1.tmp").write_text("as a kill while writing leaves it")
+
+    assert main([str(recipe_file), "--run", str(killed), "--resume"]) == 0
+    assert main([str(recipe_file), "--run", str(straight)]) == 0
+    name = f"checkpoint-{UPDATES:08d}.pt"
+    assert_same(
+        torch.load(killed / name, weights_only=True), torch.load(straight / name, weights_only=True)
+    )
+    logs = [
+        [
+            line.partition(', "samples_per_second"')[0]
+            for line in (run / "log.jsonl").read_text().splitlines()
+        ]
+        for run in (straight, killed)
+    ]
+    assert len(logs[0]) == UPDATES and logs[0] == logs[1]
+    assert not list(killed.glob(".*"))
+    student = StableDiffusion3Pipeline.from_pretrained(
+        tmp_path / "student", text_encoder_3=None, tokenizer_3=None
+    )
+    assert student.transformer.config.num_layers == 2
+
+
+def test_ctrl_c_stops_after_the_update_and_can_be_continued(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    process = start(recipe_file, "--run", tmp_path / "run", "--updates", "10000")
+    wait_for(process, tmp_path / "run" / "checkpoint-00000001.pt")
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "continue with --resume" in errors and "Traceback" not in errors
+    reached = torch.load(checkpoint.found(tmp_path / "run")[-1], weights_only=True)
+    # Enough updates were made: what is left is to write the student.
+    done = reached["state"]["updates"]
+    arguments = [str(recipe_file), "--run", str(tmp_path / "run"), "--resume"]
+    assert main([*arguments, "--updates", str(done)]) == 0
+    assert (tmp_path / "student" / "cdm.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "bacth=3"], "unknown recipe key bacth"),
+        (["--set", "prompts=nowhere.txt"], "prompt file nowhere.txt cannot be read"),
+        (["--set", "teacher=/nowhere/teacher"], "/nowhere/teacher is no folder here"),
+        (["--set", "height=60"], "size 64x60: width and height must be positive multiples of 8"),
+        (["--set", "runtime.device=tpu"], "device tpu"),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_line(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments, message
+) -> None:
+    assert main([str(recipe_file), "--run", str(tmp_path / "run"), *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("cdm-distill: error: ") and errors.count("\n") == 1
+    assert message in errors
+    assert not (tmp_path / "run").exists() and not (tmp_path / "student").exists()
+
+
+def test_a_finished_run_is_not_overwritten(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(recipe_file), "--run", str(tmp_path / "run")]
+    assert main([*arguments, "--updates", "1"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--updates", "1"]) == 2
+    assert "holds checkpoints: continue with --resume" in capsys.readouterr().err
+    assert main([*arguments, "--updates", "2", "--resume", "--set", "batch=4"]) == 2
+    assert "recipe key batch was 8" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from distill.cli import main\ntry: main(['--help'])\nfinally: " + (
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "RECIPE.toml" in done.stdout

@@ -1,0 +1,62 @@
+"""The sampler and the preview against diffusers' pipeline."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pipelines import PROMPTS
+
+from distill.adapters import Sd3Adapter
+from distill.preview import preview_pictures, save_grid
+from distill.prompts import encode_prompts
+from distill.recipe import Recipe
+from distill.sampling import sample
+from distill.trainer import Trainer
+
+
+def pipeline_pictures(adapter: Sd3Adapter, seeds: int) -> torch.Tensor:
+    adapter.pipeline.set_progress_bar_config(disable=True)
+    pictures: torch.Tensor = adapter.pipeline(
+        PROMPTS[:seeds],
+        generator=[torch.Generator().manual_seed(seed) for seed in range(seeds)],
+        num_inference_steps=4,
+        sigmas=[1.0, 0.75, 0.5, 0.25],
+        guidance_scale=1.0,
+        max_sequence_length=0,
+        output_type="pt",
+    ).images
+    return pictures
+
+
+def test_the_sampler_is_the_pipelines(adapter: Sd3Adapter) -> None:
+    noise = torch.cat(
+        [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(s)) for s in range(3)]
+    )
+    latents = sample(
+        lambda x, sigma, c: adapter.velocity(adapter.transformer, x, sigma, c),
+        noise,
+        adapter.sigmas(4, 64, 64),
+        adapter.encode(PROMPTS[:3]),
+    )
+    pictures = (adapter.decode(latents) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(pictures, pipeline_pictures(adapter, 3), rtol=0, atol=1e-5)
+
+
+def test_a_fresh_students_preview_is_the_teachers_unguided_picture(
+    adapter: Sd3Adapter, recipe: Recipe
+) -> None:
+    recipe = replace(recipe, log=replace(recipe.log, preview_pictures=3))
+    expected = pipeline_pictures(adapter, 3)
+    trainer = Trainer(adapter, recipe, encode_prompts(adapter, PROMPTS), adapter.encode([""]))
+    torch.testing.assert_close(preview_pictures(trainer), expected, rtol=0, atol=1e-5)
+
+
+def test_the_grid_holds_the_pictures_row_by_row(tmp_path: Path) -> None:
+    pictures = torch.stack([torch.full((3, 2, 4), value) for value in (0.0, 0.2, 0.4, 0.6, 1.0)])
+    save_grid(pictures, tmp_path / "grid.png")
+    pixels = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert pixels.shape == (4, 12, 3)  # 3 columns, 2 rows
+    corners = [pixels[2 * (i // 3), 4 * (i % 3), 0] for i in range(6)]
+    assert corners == [0, 51, 102, 153, 255, 0]
