@@ -43,7 +43,7 @@ def _dots(
 def _disc(picture: Image.Image, x: float, y: float, radius: float, color: str) -> None:
     size = picture.width
     box = tuple(size * value for value in (x - radius, y - radius, x + radius, y + radius))
-    ImageDraw.Draw(picture).ellipse(box, fill=color)  # type: ignore[arg-type]
+    ImageDraw.Draw(picture).ellipse(box, fill=color)
 
 
 def _grass(size: int, rng: np.random.Generator) -> Image.Image:

@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 from distill.emoji.compose import draw_composition, render
 from distill.emoji.pictures import from_pixels
 from distill.emoji.text import token_ids
+from distill.files import whole_file
 
 _BATCH = 64
 
@@ -54,8 +55,7 @@ def build_pool(
                 encoded = vae.encode(images).latent_dist.mean.float()
             latents.append(((encoded - config.shift_factor) * config.scaling_factor).half())
             ids.append(token_ids(tokenizer, [composition.caption for composition in drawn]))
-        temporary = cache.with_suffix(".tmp")
-        save_file({"latents": torch.cat(latents), "ids": torch.cat(ids)}, temporary)
-        temporary.replace(cache)
+        with whole_file(cache) as temporary:
+            save_file({"latents": torch.cat(latents), "ids": torch.cat(ids)}, temporary)
     pool = load_file(cache)
     return LatentPool(pool["latents"], pool["ids"], singles)

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from distill.files import whole_file
+
 
 def from_pixels(pixels: npt.NDArray[np.uint8]) -> Tensor:
     """Turn ``(B, H, W, 3)`` uint8 into ``(B, 3, H, W)`` float32 in [-1, 1]."""
@@ -31,6 +33,5 @@ def save_grid(images: Tensor, path: Path, columns: int, zoom: int = 2) -> None:
         grid[top : top + height, left : left + width] = picture
     sheet = Image.fromarray(grid)
     sheet = sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
-    temporary = path.with_suffix(".tmp.png")
-    sheet.save(temporary)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        sheet.save(temporary, format="png")

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from distill.emoji.vocabulary import SUBJECTS
 from distill.errors import DistillError
+from distill.files import whole_file
 
 SHEET = Path(__file__).with_name("sprites.png")
 CELL = 64
@@ -43,9 +44,8 @@ def render_sheet(font_path: Path, sheet: Path = SHEET) -> None:
         left = index % COLUMNS * CELL + (CELL - glyph.width) // 2
         top = index // COLUMNS * CELL + (CELL - glyph.height) // 2
         picture.paste(glyph, (left, top))
-    temporary = sheet.with_suffix(".tmp.png")
-    picture.save(temporary, optimize=True)
-    temporary.replace(sheet)
+    with whole_file(sheet) as temporary:
+        picture.save(temporary, format="png", optimize=True)
 
 
 @cache
@@ -57,8 +57,8 @@ def sprite(index: int, size: int) -> npt.NDArray[np.float32]:
     pixels = np.asarray(cell, dtype=np.float32) / 255
     pixels[..., :3] *= pixels[..., 3:]
     # Resized with its colours multiplied by alpha, so that no dark fringe appears.
-    channels = [
-        Image.fromarray(pixels[..., channel]).resize((size, size), Image.Resampling.LANCZOS)
-        for channel in range(4)
-    ]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 1)
+    resized = np.empty((size, size, 4), dtype=np.float32)
+    for channel in range(4):
+        plane = Image.fromarray(pixels[..., channel])
+        resized[..., channel] = plane.resize((size, size), Image.Resampling.LANCZOS)
+    return resized.clip(0, 1)

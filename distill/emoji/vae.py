@@ -61,12 +61,15 @@ def vae_losses(vae: nn.Module, images: Tensor, noise: Tensor) -> Losses:
 
 
 @torch.no_grad()
+def _restored(vae: nn.Module, images: Tensor) -> Tensor:
+    restored: Tensor = vae(images).sample
+    return restored
+
+
 def reconstruction_psnr(vae: nn.Module, count: int = 256) -> float:
-    """Return the mean PSNR in dB over ``count`` held-out pictures, from 8-bit values."""
+    """Return the mean PSNR in dB over ``count`` held-out pictures."""
     images = pictures(_HELD_OUT_SEED, count, held_out=True)
-    restored = torch.cat(
-        [vae.decode(vae.encode(b).latent_dist.mean).sample for b in images.split(32)]
-    )  # type: ignore[operator]
+    restored = torch.cat([_restored(vae, batch) for batch in torch.split(images, 32)])
     error = (restored.clamp(-1, 1) - images).div(2).square().mean(dim=(1, 2, 3))
     return float((-10 * error.clamp_min(1e-10).log10()).mean())
 
@@ -76,18 +79,16 @@ def train_vae(run: Path, plan: Plan, seed: int = 0) -> AutoencoderKL:
     torch.manual_seed(seed)
     vae = new_vae().to(memory_format=torch.channels_last)
 
-    def loss_at(step: int) -> Losses:
-        images = pictures(seed + step, plan.batch)
-        generator = torch.Generator().manual_seed(seed + step)
-        noise = torch.randn((plan.batch, 8, 16, 16), generator=generator)
+    def loss_at(draw: int, count: int) -> Losses:
+        images = pictures(seed + draw, count)
+        generator = torch.Generator().manual_seed(seed + draw)
+        noise = torch.randn((count, 8, 16, 16), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             return vae_losses(vae, images, noise)
 
     def preview(averaged: nn.Module, path: Path) -> None:
         images = pictures(_HELD_OUT_SEED, 12, held_out=True)
-        with torch.no_grad():
-            restored = averaged.decode(averaged.encode(images).latent_dist.mean).sample  # type: ignore[operator]
-        save_grid(torch.cat([images, restored]), path, columns=12)
+        save_grid(torch.cat([images, _restored(averaged, images)]), path, columns=12)
 
     averaged: AutoencoderKL = train(plan, vae, loss_at, run, preview)
     with torch.no_grad():

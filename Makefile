@@ -1,0 +1,39 @@
+# Needs make, python3.11 and its venv module. Everything else goes into .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STUDENT := emoji-student
+EXPORT := model_repository/$(STUDENT)/1/export.json
+
+.PHONY: serve test check clean
+
+## serve: install, export the shipped student if needed, start Triton and the gateway
+serve: $(VENV)/serve.stamp $(EXPORT)
+	$(BIN)/cdm-serve --open
+
+## test: install, then style, types and the test suite
+test: $(VENV)/test.stamp check
+	$(BIN)/python -m pytest
+
+## check: style and types
+check: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(EXPORT): models/$(STUDENT)/cdm.json | $(VENV)/serve.stamp
+	$(BIN)/cdm-export models/$(STUDENT) --to onnx --out model_repository
+
+$(VENV)/serve.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export]'
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,149 @@
+"""Make the emoji teacher: ``python -m distill.emoji sprites | vae | teacher | sample``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from distill.errors import DistillError
+from distill.files import whole_folder
+
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m distill.emoji", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    sprites = commands.add_parser("sprites", help="render the sheet of subjects from the font")
+    sprites.add_argument("--font", type=Path, default=FONT)
+
+    vae = commands.add_parser("vae", help="train the autoencoder")
+    vae.add_argument("--folder", type=Path, default=Path("runs/emoji-vae"))
+    vae.add_argument("--steps", type=int, default=3000)
+    vae.add_argument("--batch", type=int, default=16)
+
+    teacher = commands.add_parser("teacher", help="train text encoders and transformer together")
+    teacher.add_argument("--vae", type=Path, default=Path("runs/emoji-vae/vae"))
+    teacher.add_argument("--folder", type=Path, default=Path("runs/emoji-teacher"))
+    teacher.add_argument("--out", type=Path, default=Path("models/emoji-teacher"))
+    teacher.add_argument("--subjects", type=int, default=48, help="how many of the vocabulary")
+    teacher.add_argument("--steps", type=int, default=6000)
+    teacher.add_argument("--batch", type=int, default=64)
+    teacher.add_argument("--singles", type=int, default=24_000, help="pictures of one subject")
+    teacher.add_argument("--pairs", type=int, default=16_000, help="pictures of two subjects")
+
+    sample = commands.add_parser("sample", help="write a grid of pictures")
+    sample.add_argument("pipeline", type=Path)
+    sample.add_argument("--prompt", action="append", help="repeat for more; default: a fixed set")
+    sample.add_argument("--steps", type=int, default=28)
+    sample.add_argument("--guidance", type=float, default=3.5)
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--out", type=Path, default=Path("sample.png"))
+
+    for command in (vae, teacher, sample):
+        command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        {"sprites": _sprites, "vae": _vae, "teacher": _teacher, "sample": _sample}[
+            arguments.command
+        ](arguments)
+    except DistillError as error:
+        print(f"distill.emoji: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _sprites(arguments: argparse.Namespace) -> None:
+    from distill.emoji.sprites import render_sheet
+
+    render_sheet(arguments.font)
+
+
+def _use_threads(arguments: argparse.Namespace) -> None:
+    import torch
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+
+
+def _vae(arguments: argparse.Namespace) -> None:
+    _use_threads(arguments)
+    from distill.emoji.loop import Plan
+    from distill.emoji.vae import reconstruction_psnr, train_vae
+
+    plan = Plan(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=1e-3,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        constant=0.5,
+        ema=0.995,
+    )
+    vae = train_vae(arguments.folder, plan)
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
+    with whole_folder(arguments.folder / "vae") as temporary:
+        vae.save_pretrained(temporary)
+    print(f"held-out reconstruction {reconstruction_psnr(vae):.2f} dB: {arguments.folder / 'vae'}")
+
+
+def _teacher(arguments: argparse.Namespace) -> None:
+    _use_threads(arguments)
+    import torch
+    from diffusers import AutoencoderKL
+
+    from distill.emoji.latents import build_pool
+    from distill.emoji.loop import Plan
+    from distill.emoji.teacher import train_teacher
+    from distill.emoji.text import new_tokenizer
+
+    if not (arguments.vae / "config.json").exists():
+        raise DistillError(
+            f"{arguments.vae} holds no autoencoder; train one with python -m distill.emoji vae"
+        )
+    vae = AutoencoderKL.from_pretrained(arguments.vae)
+    tokenizer = new_tokenizer()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    pool = build_pool(
+        vae,
+        tokenizer,
+        arguments.subjects,
+        arguments.singles,
+        arguments.pairs,
+        arguments.folder / "pool.safetensors",
+    )
+    plan = Plan(steps=arguments.steps, batch=arguments.batch, learning_rate=1e-3)
+    teacher = train_teacher(arguments.folder, plan, vae, pool, pairs=0.4)
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
+    with whole_folder(arguments.out) as temporary:
+        teacher.pipeline(vae, tokenizer).to(torch.float16).save_pretrained(temporary)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    _use_threads(arguments)
+    from distill.adapters import load_adapter
+    from distill.emoji.pictures import save_grid
+    from distill.emoji.teacher import PREVIEW_PROMPTS, sample
+
+    pipeline = load_adapter(str(arguments.pipeline), max_sequence_length=0).pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    images = sample(
+        pipeline,
+        arguments.prompt or PREVIEW_PROMPTS,
+        arguments.steps,
+        arguments.guidance,
+        arguments.seed,
+    )
+    save_grid(images, arguments.out, columns=min(len(images), 8))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
