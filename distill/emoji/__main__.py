@@ -1,7 +1,6 @@
 """Make the emoji teacher: ``python -m distill.emoji sprites | vae | teacher | sample``."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -75,6 +74,7 @@ def _use_threads(arguments: argparse.Namespace) -> None:
 def _vae(arguments: argparse.Namespace) -> None:
     _use_threads(arguments)
     from distill.emoji.loop import Plan
+    from distill.emoji.processes import join_processes
     from distill.emoji.vae import reconstruction_psnr, train_vae
 
     plan = Plan(
@@ -87,7 +87,7 @@ def _vae(arguments: argparse.Namespace) -> None:
         ema=0.995,
     )
     vae = train_vae(arguments.folder, plan)
-    if int(os.environ.get("RANK", 0)) > 0:
+    if join_processes()[0] > 0:
         return
     with whole_folder(arguments.folder / "vae") as temporary:
         vae.save_pretrained(temporary)
@@ -101,6 +101,7 @@ def _teacher(arguments: argparse.Namespace) -> None:
 
     from distill.emoji.latents import build_pool
     from distill.emoji.loop import Plan
+    from distill.emoji.processes import join_processes
     from distill.emoji.teacher import train_teacher
     from distill.emoji.text import new_tokenizer
 
@@ -121,7 +122,7 @@ def _teacher(arguments: argparse.Namespace) -> None:
     )
     plan = Plan(steps=arguments.steps, batch=arguments.batch, learning_rate=1e-3)
     teacher = train_teacher(arguments.folder, plan, vae, pool, pairs=0.4)
-    if int(os.environ.get("RANK", 0)) > 0:
+    if join_processes()[0] > 0:
         return
     with whole_folder(arguments.out) as temporary:
         teacher.pipeline(vae, tokenizer).to(torch.float16).save_pretrained(temporary)

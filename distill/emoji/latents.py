@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 
 from distill.emoji.compose import draw_composition, render
 from distill.emoji.pictures import from_pixels
+from distill.emoji.processes import join_processes, wait_for_all
 from distill.emoji.text import token_ids
 from distill.files import whole_file
 
@@ -43,7 +44,8 @@ def build_pool(
     seed: int = 0,
 ) -> LatentPool:
     """Draw and encode the pool, or load it from ``cache`` when it is there already."""
-    if not cache.exists():
+    rank, _ = join_processes()
+    if rank == 0 and not cache.exists():
         latents, ids = [], []
         config = vae.config
         for first in track(range(0, singles + pairs, _BATCH), "encoding pictures"):
@@ -53,9 +55,11 @@ def build_pool(
             images = from_pixels(np.stack([render(composition, rng) for composition in drawn]))
             with torch.autocast("cpu", torch.bfloat16):
                 encoded = vae.encode(images).latent_dist.mean.float()
-            latents.append(((encoded - config.shift_factor) * config.scaling_factor).half())
+            normalised = (encoded - config.shift_factor) * config.scaling_factor
+            latents.append(normalised.half().contiguous())
             ids.append(token_ids(tokenizer, [composition.caption for composition in drawn]))
         with whole_file(cache) as temporary:
             save_file({"latents": torch.cat(latents), "ids": torch.cat(ids)}, temporary)
+    wait_for_all()
     pool = load_file(cache)
     return LatentPool(pool["latents"], pool["ids"], singles)

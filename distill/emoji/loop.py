@@ -29,6 +29,7 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
+from distill.emoji.processes import join_processes
 from distill.errors import DistillError
 from distill.files import whole_file
 
@@ -75,7 +76,7 @@ def train(
         DistillError: the loss is not finite; the last checkpoint is left in place.
     """
     run.mkdir(parents=True, exist_ok=True)
-    rank, processes = _join_processes()
+    rank, processes = join_processes()
     averaged = copy.deepcopy(module).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(
         module.parameters(), plan.learning_rate, plan.betas, weight_decay=plan.weight_decay
@@ -140,21 +141,14 @@ def train(
     return averaged
 
 
-def _join_processes() -> tuple[int, int]:
-    """Return this process's rank and their number, as torchrun tells them."""
-    if "RANK" not in os.environ:
-        return 0, 1
-    dist.init_process_group("gloo")
-    return dist.get_rank(), dist.get_world_size()
-
-
 def _share_gradients(module: nn.Module, processes: int) -> None:
     """Replace every gradient by its mean over the processes, in one message."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= processes
-    for gradient, shared in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+    for gradient, shared in zip(gradients, parts, strict=True):
         gradient.copy_(shared.view_as(gradient))
 
 

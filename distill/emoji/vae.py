@@ -98,4 +98,4 @@ def train_vae(run: Path, plan: Plan, seed: int = 0) -> AutoencoderKL:
         scaling_factor=round(1 / latents.std().item(), 4),
         shift_factor=round(latents.mean().item(), 4),
     )
-    return averaged
+    return averaged.to(memory_format=torch.contiguous_format)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from distill.emoji.compose import CANVAS, draw_composition, pair, render, single
+from distill.emoji.sprites import sprite
+from distill.emoji.vocabulary import COLORS, RELATIONS, SCENES, SIZES, SUBJECTS, with_article
+
+WORDS = {name: index for index, (name, _) in enumerate(SUBJECTS)}
+
+
+def centre_of_change(picture: np.ndarray, color: tuple[int, int, int]) -> tuple[float, float]:
+    """Middle of the box around the pixels that are not background, 0 to 1."""
+    rows, columns = np.nonzero(np.abs(picture.astype(int) - color).sum(axis=-1) > 30)
+    middle = [(places.min() + places.max() + 1) / 2 for places in (columns, rows)]
+    return float(middle[0] / CANVAS), float(middle[1] / CANVAS)
+
+
+def test_captions_read_as_people_write() -> None:
+    assert single(WORDS["owl"], "", "on the left", "purple").caption == (
+        "an owl on the left on a purple background"
+    )
+    assert single(WORDS["fox"], "small", "", "snow").caption == "a small fox in the snow"
+    assert pair(WORDS["fox"], "above", WORDS["elephant"], "orange").caption == (
+        "a fox above an elephant on an orange background"
+    )
+    assert with_article("unicorn") == "a unicorn"
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [
+        ("", (0.5, 0.5)),
+        ("on the left", (0.27, 0.5)),
+        ("on the right", (0.73, 0.5)),
+        ("at the top", (0.5, 0.27)),
+        ("at the bottom", (0.5, 0.73)),
+    ],
+)
+def test_the_subject_stands_where_the_caption_says(
+    position: str, expected: tuple[float, float]
+) -> None:
+    composition = single(WORDS["heart"], "", position, "navy")
+    found = centre_of_change(render(composition, np.random.default_rng(0)), COLORS["navy"])
+    assert found == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_a_pair_stands_in_its_relation(relation: str) -> None:
+    """A red heart and a green frog tell the two apart by colour."""
+    composition = pair(WORDS["heart"], relation, WORDS["frog"], "white")
+    picture = render(composition, np.random.default_rng(1)).astype(int)
+    red = np.argwhere((picture[..., 0] > 180) & (picture[..., 1] < 100)).mean(axis=0)
+    green = np.argwhere((picture[..., 1] > 120) & (picture[..., 0] < 140)).mean(axis=0)
+    x, y = RELATIONS[relation]
+    assert (red[1] - green[1]) * x + (red[0] - green[0]) * y > 15
+
+
+@pytest.mark.parametrize("background", [*COLORS, *SCENES])
+def test_large_sprites_stay_inside_the_canvas_and_the_corners_stay_background(
+    background: str,
+) -> None:
+    rng = np.random.default_rng(2)
+    picture = render(single(WORDS["pizza"], "large", "on the right", background), rng)
+    assert picture.shape == (CANVAS, CANVAS, 3)
+    if background in COLORS:
+        assert tuple(picture[0, 0]) == COLORS[background]
+    else:
+        assert picture.std() > 5
+
+
+def test_every_subject_has_a_sprite_with_an_outline() -> None:
+    for index in range(len(SUBJECTS)):
+        pixels = sprite(index, max(SIZES.values()))
+        assert 0.1 < pixels[..., 3].mean() < 0.95
+        # Premultiplied: no colour is brighter than its alpha, up to what resampling rounds.
+        assert (pixels[..., :3] <= pixels[..., 3:] + 0.1).all()
+
+
+def test_held_out_combinations_never_meet_training() -> None:
+    rng = np.random.default_rng(3)
+    trained = {draw_composition(rng, 48, 0.5).caption for _ in range(2000)}
+    held = {draw_composition(rng, 48, 0.5, held_out=True).caption for _ in range(300)}
+    assert not trained & held
