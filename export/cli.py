@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from export.errors import ExportError, VerificationError
 from export.sizes import parse_sizes
 
@@ -39,16 +41,16 @@ def _export(arguments: argparse.Namespace) -> Path:
     # diffusers and transformers tell of optional packages and show bars of their own otherwise.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    console = Console()
     try:
-        from rich.console import Console
-
-        from export.exporter import Request, export_onnx
+        with console.status("load torch and diffusers ..."):  # seconds, so not before it is needed
+            from export.exporter import Request, export_onnx
     except ModuleNotFoundError as error:
         raise ExportError(
             f"{error.name} is not installed; exporting needs: pip install 'cdm-serve[export]'"
         ) from error
     request = Request(arguments.student, arguments.out, arguments.name, sizes)
-    return export_onnx(request, Console())
+    return export_onnx(request, console)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -61,24 +61,36 @@ def export_onnx(request: Request, console: Console) -> Path:
         )
     sizes = request.sizes or (student.size,)
     _check_sizes(student, sizes)
-    name = request.name or student.name
+    name = student.name if request.name is None else request.name
     _check_name(name)
     with staged(request.repository, name) as folder:
         version = folder / "1"
         version.mkdir()
         _export_files(student, version, console)
-        with _stage(console, "compare with torch and diffusers"):
-            verification = verify(student, version, sizes)
-        console.print(verification_table(verification))
-        if verification.failures:
-            raise VerificationError(
-                f"{verification.failures[0]}; {len(verification.failures)} of the comparisons "
-                f"failed, {request.repository / name} was not touched"
-            )
-        write_manifest(manifest(student, name, sizes, version, verification), version)
-        shutil.copyfile(TRITON_FILES / "model.py", version / "model.py")
-        shutil.copyfile(TRITON_FILES / "config.pbtxt", folder / "config.pbtxt")
+        finish(student, name, sizes, folder, console)
     return request.repository / name
+
+
+def finish(
+    student: Student, name: str, sizes: tuple[Size, ...], folder: Path, console: Console
+) -> None:
+    """Verify the exported files in ``folder``, stamp them and add what Triton needs.
+
+    Raises:
+        VerificationError: an output differs from torch's beyond its tolerance.
+    """
+    version = folder / "1"
+    with _stage(console, "compare with torch and diffusers"):
+        verification = verify(student, version, sizes)
+    console.print(verification_table(verification))
+    if verification.failures:
+        raise VerificationError(
+            f"{len(verification.failures)} of the comparisons with torch failed, nothing was "
+            f"replaced; the first: {verification.failures[0]}"
+        )
+    write_manifest(manifest(student, name, sizes, version, verification), version)
+    shutil.copyfile(TRITON_FILES / "model.py", version / "model.py")
+    shutil.copyfile(TRITON_FILES / "config.pbtxt", folder / "config.pbtxt")
 
 
 def _export_files(student: Student, version: Path, console: Console) -> None:

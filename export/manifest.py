@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MOST_STEPS = 16
+# What the files depend on, besides the student.
+PACKAGES = ("cdm-serve", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 
 def manifest(
@@ -48,7 +50,7 @@ def manifest(
         "architecture": student.adapter.name,
         "student": {"name": student.name, "sha256": student.sha256},
         "fingerprint": combined_sha256(digests),
-        "versions": {p: version(p) for p in ("cdm-serve", "torch", "diffusers", "onnx")},
+        "versions": {package: version(package) for package in PACKAGES},
         "opset": OPSET,
         "precision": "fp32",
         "sizes": [str(size) for size in sizes],

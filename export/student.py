@@ -64,7 +64,7 @@ def load_student(folder: Path) -> Student:
             f"{folder / 'cdm.json'} says architecture {card['architecture']!r}, but the pipeline "
             f"beside it is {adapter.name!r}"
         )
-    _check_finite(adapter)
+    _check_weights(adapter)
     pipeline = adapter.pipeline
     side = pipeline.default_sample_size * pipeline.vae_scale_factor
     return Student(
@@ -81,8 +81,17 @@ def load_student(folder: Path) -> Student:
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ExportError(f"{folder} is not a folder; expected a student as cdm-distill writes it")
-    if not (folder / "model_index.json").is_file():
+    path = folder / "model_index.json"
+    if not path.is_file():
         raise ExportError(f"{folder} is not a diffusers folder: it has no model_index.json")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        components = [key for key, entry in index.items() if isinstance(entry, list) and entry[1]]
+    except (ValueError, AttributeError, IndexError) as error:
+        raise ExportError(f"{path} is not the index of a diffusers pipeline: {error}") from error
+    for component in components:  # transformers makes up an empty tokenizer for a missing one
+        if not (folder / component).is_dir():
+            raise ExportError(f"{folder} is incomplete: model_index.json lists {component}")
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
@@ -126,11 +135,13 @@ def _check_sampling(card: dict[str, Any], path: Path) -> None:
         )
 
 
-def _check_finite(adapter: Sd3Adapter) -> None:
+def _check_weights(adapter: Sd3Adapter) -> None:
     for name, component in adapter.pipeline.components.items():
         if not isinstance(component, torch.nn.Module):
             continue
         for key, weight in component.state_dict().items():
+            if weight.is_meta:  # how diffusers leaves a weight that no file holds
+                raise ExportError(f"{name}: weight {key} is missing from the student's files")
             if not torch.isfinite(weight).all():
                 raise ExportError(
                     f"{name}: weight {key} has values that are not finite; the student is broken"

@@ -1,0 +1,110 @@
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export import verify
+from export.cli import main
+from export.repository import staged
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """What the command says on one line as it ends with 2."""
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("cdm-export: ")
+    return lines[0]
+
+
+def test_tensorrt_says_that_it_is_not_there(
+    capsys: pytest.CaptureFixture[str], student_folder: Path, tmp_path: Path
+) -> None:
+    line = refused(capsys, student_folder, "--to", "tensorrt", "--out", tmp_path)
+    assert "not in this version" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--sizes", "64"], "'64' is not WIDTHxHEIGHT"),
+        (["--sizes", ""], "'' is not WIDTHxHEIGHT"),
+        (["--sizes", "64x-64"], "is not WIDTHxHEIGHT"),
+        (["--sizes", "64x64,60x60"], "60x60: width and height must be positive multiples of 8"),
+        (["--sizes", "64x200"], "position embeddings end at 192 pixels"),
+        (["--name", "../tiny"], "model name '../tiny'"),
+        (["--name", ".tiny"], "model name '.tiny'"),
+        (["--name", ""], "model name ''"),
+    ],
+)
+def test_options_that_cannot_be_met(
+    capsys: pytest.CaptureFixture[str],
+    student_folder: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    assert message in refused(capsys, student_folder, "--to", "onnx", "--out", out, *options)
+    assert not out.exists()
+
+
+def test_folders_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], student_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    nowhere = tmp_path / "nowhere"
+    assert "not a folder" in refused(capsys, nowhere, "--to", "onnx", "--out", out)
+    assert "not a diffusers folder" in refused(capsys, tmp_path, "--to", "onnx", "--out", out)
+    file = tmp_path / "file"
+    file.touch()
+    assert "cannot write to" in refused(capsys, student_folder, "--to", "onnx", "--out", file)
+    (out / "tiny").mkdir(parents=True)
+    (out / "tiny" / "notes").touch()
+    assert "no model folder" in refused(capsys, student_folder, "--to", "onnx", "--out", out)
+
+
+def snapshot(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_killed_export_leaves_the_old_one(
+    exported: Path,
+    student_folder: Path,
+    tmp_path: Path,
+    run_export: Callable[..., subprocess.Popen[str]],
+) -> None:
+    shutil.copytree(exported, tmp_path / "tiny")
+    before = snapshot(tmp_path)
+    process = run_export(student_folder, tmp_path)
+    while not list(tmp_path.glob(".tiny.*/1/tokenizer_1.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert len(snapshot(tmp_path)) > len(before)
+    with staged(tmp_path, "other"):
+        assert len(list(tmp_path.glob(".tiny.*"))) == 0
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_beyond_tolerance_ends_with_1_and_replaces_nothing(
+    exported: Path,
+    student_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(exported, tmp_path / "tiny")
+    before = snapshot(tmp_path)
+    monkeypatch.setattr(verify, "RELATIVE_RMS_TOLERANCE", 0.0)
+    assert main([str(student_folder), "--to", "onnx", "--out", str(tmp_path)]) == 1
+    output = capsys.readouterr()
+    assert re.search(r"transformer +velocity .*✗", output.out)
+    assert output.err.startswith("cdm-export: ") and output.err.count("\n") == 1
+    assert snapshot(tmp_path) == before

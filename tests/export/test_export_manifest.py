@@ -1,0 +1,91 @@
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from export.exporter import TRITON_FILES
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_what_serving_reads(manifest: dict[str, Any]) -> None:
+    assert {key: manifest[key] for key in ("format", "name", "architecture", "opset")} == {
+        "format": 1,
+        "name": "tiny",
+        "architecture": "sd3",
+        "opset": 20,
+    }
+    assert manifest["sizes"] == ["64x64", "72x56"]
+    assert manifest["default_size"] == "64x64"
+    assert manifest["default_steps"] == 4
+    assert manifest["latents"] == {"channels": 4, "downscale": 4}
+    shapes = {
+        name: {port: entry["shape"] for port, entry in (c["inputs"] | c["outputs"]).items()}
+        for name, c in manifest["components"].items()
+    }
+    assert shapes == {
+        "text_encoder": {
+            "input_ids_0": ["batch", 24],
+            "input_ids_1": ["batch", 24],
+            "prompt_embeds": ["batch", 24, 72],
+            "pooled": ["batch", 64],
+        },
+        "transformer": {
+            "latents": ["batch", 4, "height", "width"],
+            "sigma": ["batch"],
+            "prompt_embeds": ["batch", "text", 72],
+            "pooled": ["batch", 64],
+            "velocity": ["batch", 4, "2*((height//2))", "2*((width//2))"],
+        },
+        "vae_decoder": {
+            "latents": ["batch", 4, "height", "width"],
+            "image": ["batch", "4*height", "4*width", 3],
+        },
+    }
+    assert manifest["components"]["vae_decoder"]["outputs"]["image"]["dtype"] == "uint8"
+
+
+def test_hashes_are_of_the_files(exported: Path, manifest: dict[str, Any]) -> None:
+    stamped = [*manifest["components"].values(), *manifest["tokenizers"]]
+    assert [entry["sha256"] for entry in stamped] == [
+        sha256(exported / "1" / entry["file"]) for entry in stamped
+    ]
+    digests = "".join(entry["sha256"] for entry in stamped)
+    assert manifest["fingerprint"] == hashlib.sha256(digests.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("steps", [1, 4, 16])
+def test_sigmas_are_the_schedulers_own(manifest: dict[str, Any], steps: int) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
+    for size in manifest["sizes"]:
+        assert list(manifest["sigmas"][size]) == [str(i) for i in range(1, 17)]
+        assert manifest["sigmas"][size][str(steps)] == scheduler.sigmas.tolist()
+
+
+def test_triton_gets_the_same_files_for_every_model(exported: Path) -> None:
+    for written, source in (("config.pbtxt", "config.pbtxt"), ("1/model.py", "model.py")):
+        assert (exported / written).read_bytes() == (TRITON_FILES / source).read_bytes()
+
+
+def test_the_same_student_gives_the_same_files(
+    exported: Path, second_export: Callable[[], Path]
+) -> None:
+    """From another process, with another hash seed, into another folder."""
+    second = second_export()
+    files = sorted(path.relative_to(exported) for path in exported.rglob("*.*"))
+    assert files == sorted(path.relative_to(second) for path in second.rglob("*.*"))
+    assert [sha256(exported / file) for file in files] == [sha256(second / file) for file in files]
+
+
+def test_nothing_in_it_names_this_machine(exported: Path, student_folder: Path) -> None:
+    text = (exported / "1" / "export.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
+    for folder in (Path.home(), Path.cwd(), student_folder, exported.parent):
+        assert str(folder) not in text

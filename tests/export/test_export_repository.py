@@ -1,0 +1,97 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.errors import ExportError
+from export.repository import staged
+
+
+def build(repository: Path, text: str) -> None:
+    with staged(repository, "model") as folder:
+        (folder / "config.pbtxt").write_text(text)
+
+
+def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+    repository = tmp_path / "new" / "repository"
+    with staged(repository, "model") as folder:
+        (folder / "config.pbtxt").write_text("one")
+        assert not (repository / "model").exists()
+    build(repository, "two")
+    assert (repository / "model" / "config.pbtxt").read_text() == "two"
+    assert [path.name for path in repository.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("reason", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_folder(tmp_path: Path, reason: type[BaseException]) -> None:
+    build(tmp_path, "old")
+    with pytest.raises(reason), staged(tmp_path, "model") as folder:
+        (folder / "config.pbtxt").write_text("half")
+        raise reason
+    assert (tmp_path / "model" / "config.pbtxt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+HALF_AN_EXPORT = """
+import sys, time
+from pathlib import Path
+from export.repository import staged
+with staged(Path(sys.argv[1]), "model") as folder:
+    (folder / "config.pbtxt").write_text("half")
+    print("here", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_folders_of_dead_exports_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
+    build(tmp_path, "old")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HALF_AN_EXPORT, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "here\n"
+        build(tmp_path, "newer")
+        assert len(list(tmp_path.glob(".model.*.export"))) == 1
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert (tmp_path / "model" / "config.pbtxt").read_text() == "newer"
+    build(tmp_path, "newest")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_old_folder_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
+    """Where folders cannot be exchanged there is a moment in which the place is empty."""
+    build(tmp_path, "old")
+    (tmp_path / "model").rename(tmp_path / ".model.0123abcd.old")
+    with staged(tmp_path, "other"):
+        assert (tmp_path / "model" / "config.pbtxt").read_text() == "old"
+
+
+def test_other_hidden_folders_stay(tmp_path: Path) -> None:
+    names = [".git", ".model.old", ".notes.export"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    build(tmp_path, "new")
+    assert sorted(path.name for path in tmp_path.glob(".*")) == names
+
+
+def test_a_folder_that_is_no_model_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.tex").touch()
+    with pytest.raises(ExportError, match="no model folder"), staged(tmp_path, "model"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "thesis.tex").exists()
+
+
+def test_a_repository_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ExportError, match=r"cannot write to .*file"),
+        staged(tmp_path / "file", "model"),
+    ):
+        pass
