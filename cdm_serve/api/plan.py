@@ -65,6 +65,7 @@ def make_plan(
     raw_format = _raw_format(accept)
     if raw_format is not None and count > 1:
         raise ApiError("n: only 1 picture fits an image answer; accept application/json", param="n")
+    output_format = _output_format(request, raw_format)
     first = secrets.randbits(32) if request.seed is None else request.seed
     return Plan(
         model=model,
@@ -72,8 +73,8 @@ def make_plan(
         seeds=tuple(range(first, first + count)),
         steps=_steps(request, model),
         size=_size(request.size, model),
-        output_format=_output_format(request, raw_format),
-        compression=_compression(request),
+        output_format=output_format,
+        compression=_compression(request, output_format),
         raw=raw_format is not None,
     )
 
@@ -152,7 +153,13 @@ def _output_format(request: ImageRequest, raw_format: OutputFormat | None) -> Ou
     return raw_format
 
 
-def _compression(request: ImageRequest) -> int:
-    if request.output_compression is None:
+def _compression(request: ImageRequest, output_format: OutputFormat) -> int:
+    compression = request.output_compression
+    if compression is None:
         return 100
-    return request.output_compression
+    if output_format == "png" and compression < 100:
+        raise ApiError(
+            "output_compression: a png is lossless; choose output_format jpeg or webp",
+            param="output_compression",
+        )
+    return compression

@@ -56,14 +56,14 @@ class ImageRequest(BaseModel):
     @classmethod
     def _no_stream(cls, value: bool | None) -> bool | None:
         if value:
-            raise ValueError("streaming is not supported: leave it out")
+            raise ValueError("streaming is not supported: leave it out or send false")
         return value
 
     @field_validator("partial_images")
     @classmethod
     def _no_partial_images(cls, value: int | None) -> int | None:
         if value:
-            raise ValueError("partial images are not supported: leave it out")
+            raise ValueError("partial images are not supported: leave it out or send 0")
         return value
 
     @field_validator("background")

@@ -43,7 +43,7 @@ class Picture:
 Finish = Callable[[Picture | EngineError], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class Sample:
     """A job on its way, from ``latents`` at ``sigmas[step]`` to the end of ``sigmas``."""
 
@@ -91,6 +91,11 @@ class Scheduler:
             raise EngineError(f"{job.steps} steps are not served, only {served}")
         sigmas = np.array(grids[job.steps], dtype=np.float32)
         self._arrivals.put(Sample(job, finish, sigmas, arrived=time.perf_counter()))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is there; without it nothing will ever be answered."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Finish what was submitted, then end the thread."""

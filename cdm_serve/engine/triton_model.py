@@ -36,10 +36,13 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                if _text(request, "command") == "describe":
+                command = _text(request, "command")
+                if command == "describe":
                     _send(sender, report=self._describe())
-                else:
+                elif command == "generate":
                     self._scheduler.submit(_job(request), partial(_answer, sender))
+                else:
+                    raise EngineError(f"command {command!r} is unknown: generate or describe")
             except EngineError as error:
                 _send(sender, error=str(error))
             except Exception as error:
@@ -50,6 +53,8 @@ class TritonPythonModel:
         self._scheduler.close()
 
     def _describe(self) -> dict[str, Any]:
+        if not self._scheduler.alive:
+            raise EngineError("the step scheduler has ended")
         return {**self._card, "pid": os.getpid(), "executions": self._scheduler.executions}
 
 

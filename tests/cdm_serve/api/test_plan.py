@@ -1,0 +1,100 @@
+import pytest
+
+from cdm_serve.api.errors import ApiError
+from cdm_serve.api.plan import make_plan
+from cdm_serve.api.schema import ImageRequest
+from cdm_serve.triton.client import TritonLost
+from cdm_serve.triton.models import ModelCard
+
+
+def card(name, **changes):
+    fields = {
+        "architecture": "sd3",
+        "fingerprint": "f00d",
+        "sizes": ("64x64", "96x64"),
+        "default_size": "64x64",
+        "default_steps": 4,
+        "max_steps": 8,
+        "downscale": 4,
+        "pid": 1,
+    }
+    return ModelCard(id=name, **(fields | changes))
+
+
+MODELS = {"emoji": card("emoji"), "other": card("other", default_steps=2)}
+
+
+def plan(accept="*/*", **fields):
+    return make_plan(ImageRequest(prompt="a fox", **fields), accept, MODELS, prompt_limit=10)
+
+
+def test_defaults_are_the_models():
+    made = plan()
+    assert (made.model.id, made.size, made.steps, made.quality) == ("emoji", "64x64", 4, "high")
+    assert (made.output_format, made.compression, made.raw) == ("png", 100, False)
+    assert plan(model="other").steps == 2
+    assert (plan(size="96x64").width, plan(size="96x64").height) == (96, 64)
+
+
+def test_image_i_of_n_has_the_next_seed():
+    assert plan(seed=7, n=3).seeds == (7, 8, 9)
+    drawn = plan(n=2).seeds
+    assert drawn[1] == drawn[0] + 1
+    assert len({plan().seeds for _ in range(20)}) == 20
+
+
+@pytest.mark.parametrize(
+    ("quality", "steps"),
+    [("low", 1), ("medium", 2), ("high", 4), ("standard", 4), ("hd", 4), ("auto", 4), (None, 4)],
+)
+def test_quality_is_a_number_of_steps(quality, steps):
+    assert plan(quality=quality).steps == steps
+    assert plan(quality=quality, num_inference_steps=steps).steps == steps
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"size": "65x64"}, "size"),
+        ({"size": "64"}, "size"),
+        ({"model": "dall-e-3"}, "model"),
+        ({"num_inference_steps": 9}, "num_inference_steps"),
+        ({"num_inference_steps": 8, "quality": "low"}, "num_inference_steps"),
+        ({"output_format": "webp", "accept": "image/png"}, "output_format"),
+        ({"n": 2, "accept": "image/png"}, "n"),
+        ({"output_compression": 50}, "output_compression"),
+        ({"output_compression": 50, "accept": "image/png"}, "output_compression"),
+    ],
+)
+def test_refuses_by_name(fields, param):
+    with pytest.raises(ApiError) as caught:
+        plan(**fields)
+    assert caught.value.param == param
+
+
+def test_refuses_a_long_prompt():
+    with pytest.raises(ApiError, match="11 characters, at most 10") as caught:
+        make_plan(ImageRequest(prompt="x" * 11), "", MODELS, prompt_limit=10)
+    assert caught.value.param == "prompt"
+
+
+def test_nothing_loaded_yet_is_not_the_clients_fault():
+    with pytest.raises(TritonLost):
+        make_plan(ImageRequest(prompt="x"), "", {}, prompt_limit=10)
+
+
+@pytest.mark.parametrize(
+    ("accept", "raw", "output_format"),
+    [
+        ("*/*", False, "png"),
+        ("application/json", False, "png"),
+        ("application/json, image/png", False, "png"),
+        ("text/html", False, "png"),
+        ("image/png", True, "png"),
+        ("image/webp, */*;q=0.1", True, "webp"),
+        ("Image/JPEG;q=0.9", True, "jpeg"),
+    ],
+)
+def test_the_accept_header_chooses_the_answer(accept, raw, output_format):
+    made = plan(accept=accept)
+    assert (made.raw, made.output_format) == (raw, output_format)

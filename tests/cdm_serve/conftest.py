@@ -1,0 +1,184 @@
+"""One tiny real export and one real server for the whole session."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cdm_serve.engine.manifest import Manifest, read_manifest
+from cdm_serve.engine.pipeline import Pipeline
+
+STUDENT = """
+import json, sys
+from pathlib import Path
+from pipelines import tiny_sd3
+folder = tiny_sd3(Path(sys.argv[1]))
+card = {"format": 1, "name": "tiny", "architecture": "sd3", "steps": 4,
+        "sigmas": [1.0, 0.75, 0.5, 0.25], "guidance_scale": 1.0, "max_sequence_length": 0,
+        "height": 64, "width": 64, "teacher": {"source": "tiny", "sha256": "0"},
+        "recipe": {}, "updates": 0, "versions": {}}
+(folder / "cdm.json").write_text(json.dumps(card))
+"""
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Server:
+    """A running ``cdm-serve``; ``lines`` is what it has printed."""
+
+    process: subprocess.Popen[str]
+    url: str
+    output: Path
+    http: httpx.Client
+
+    @property
+    def printed(self) -> str:
+        return self.output.read_text()
+
+    def ready(self) -> bool:
+        try:
+            return self.http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def wait_ready(self, seconds: float = 300.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.ready():
+            assert self.process.poll() is None, self.printed
+            assert time.monotonic() < deadline, self.printed
+            time.sleep(0.05)
+
+    def generate(self, **fields: object) -> httpx.Response:
+        return self.http.post("/v1/images/generations", json=fields)
+
+    def picture(self, prompt: str, seed: int, steps: int, size: str = "64x64") -> bytes:
+        """The file, and proof that it is one."""
+        response = self.http.post(
+            "/v1/images/generations",
+            json={"prompt": prompt, "seed": seed, "num_inference_steps": steps, "size": size},
+            headers={"accept": "image/png"},
+        )
+        assert response.status_code == 200, response.text
+        assert response.content.startswith(b"\x89PNG")
+        return response.content
+
+    def descendants(self) -> dict[int, str]:
+        """Living processes below the server's, with their names."""
+        return descendants(self.process.pid)
+
+    def interrupt(self, number: int = signal.SIGINT) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(120)
+
+
+def descendants(root: int) -> dict[int, str]:
+    parents: dict[int, tuple[int, str]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            head, _, rest = stat.read_text().rpartition(")")
+        except OSError:
+            continue
+        number, _, name = head.partition(" (")
+        if rest.split()[0] not in "ZX":
+            parents[int(number)] = (int(rest.split()[1]), name)
+    found = {root}
+    while True:
+        more = {pid for pid, (parent, _) in parents.items() if parent in found} - found
+        if not more:
+            return {pid: parents[pid][1] for pid in found - {root} if pid in parents}
+        found |= more
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random student; made in a process of its own, so that torch stays out of this one."""
+    folder = tmp_path_factory.mktemp("student") / "tiny"
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    subprocess.run([sys.executable, "-c", STUDENT, folder], check=True, env=environment)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What cdm-export makes of it, in two sizes."""
+    if "SCRATCH" in os.environ: return Path(os.environ["SCRATCH"])
+    folder = tmp_path_factory.mktemp("export") / "model_repository"
+    command = [sys.executable, "-m", "export.cli", student, "--to", "onnx", "--out", folder]
+    subprocess.run([*command, "--sizes", "64x64,96x64"], check=True, cwd=ROOT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def manifest(repository: Path) -> Manifest:
+    return read_manifest(repository / "tiny" / "1")
+
+
+@pytest.fixture(scope="session")
+def pipeline(manifest: Manifest) -> Pipeline:
+    return Pipeline(manifest, "auto")
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def start(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start a server of one's own on a free port; whatever is left is ended with the session."""
+    servers: list[Server] = []
+
+    def start(*arguments: str) -> Server:
+        folder = tmp_path_factory.mktemp("server")
+        port = str(free_port())
+        command = [sys.executable, "-m", "cdm_serve", "--model-repository", str(repository)]
+        with (folder / "output").open("w") as output:
+            process = subprocess.Popen(
+                [*command, "--port", port, *arguments],
+                stdout=output,
+                stderr=output,
+                text=True,
+                cwd=ROOT,
+                env=os.environ | {"TMPDIR": str(folder), "COLUMNS": "300"},
+            )
+        url = f"http://127.0.0.1:{port}"
+        http = httpx.Client(base_url=url, timeout=60.0)
+        servers.append(Server(process, url, folder / "output", http))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.http.close()
+        if server.process.poll() is None:
+            server.interrupt()
+
+
+@pytest.fixture(scope="session")
+def server(start: Start) -> Server:
+    """The shared one: leave it ready."""
+    server = start()
+    server.wait_ready()
+    return server
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("cdm_*")}
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))

@@ -1,0 +1,105 @@
+"""How a server ends: nothing of it stays."""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+SEGMENTS = "cdm_*"
+
+
+def segments():
+    return set(Path("/dev/shm").glob(SEGMENTS))
+
+
+def gone(processes, seconds):
+    """None of them is alive within the time."""
+    deadline = time.monotonic() + seconds
+    while any(alive(pid) for pid in processes):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_what_is_in_flight_and_leaves_nothing(start, number):
+    before = segments()
+    server = start()
+    server.wait_ready()
+    assert segments() > before
+    processes = server.descendants()
+    with ThreadPoolExecutor(4) as pool:
+        running = [
+            pool.submit(server.generate, prompt="a fox", n=10, num_inference_steps=16)
+            for _ in range(4)
+        ]
+        time.sleep(0.2)
+        code = server.interrupt(number)
+        answers = [future.result() for future in running]
+    assert code == 0
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert gone(processes, 0)
+    assert segments() <= before
+    assert not list(server.output.parent.glob("cdm-serve-*"))
+    assert server.printed.endswith("stopped\n")
+    with pytest.raises(httpx.ConnectError):
+        server.http.get("/healthz")
+
+
+def test_a_signal_while_the_models_load_leaves_nothing(start):
+    before = segments()
+    server = start()
+    while "tritonserver" not in (processes := server.descendants()).values():
+        time.sleep(0.02)
+    assert server.interrupt() == 0
+    assert gone(processes, 0)
+    assert segments() <= before
+    assert not list(server.output.parent.glob("cdm-serve-*"))
+
+
+def test_triton_does_not_outlive_a_killed_server(start):
+    before = segments()
+    server = start()
+    server.wait_ready()
+    processes = server.descendants()
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    assert gone(processes, 20)
+    assert segments() <= before
+    assert not list(server.output.parent.glob("cdm-serve-*"))
+
+
+def test_not_even_when_the_guard_is_killed_too(start):
+    server = start()
+    server.wait_ready()
+    processes = server.descendants()
+    (guard,) = [pid for pid, name in processes.items() if parent(pid) == server.process.pid]
+    os.kill(server.process.pid, signal.SIGSTOP)
+    os.kill(guard, signal.SIGKILL)
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.process.wait()
+    assert gone(processes, 20)
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_the_start_is_told_in_a_few_lines(server):
+    lines = server.printed.splitlines()
+    assert "starting the bundled Triton" in lines[0]
+    assert "ready tiny 64x64, 96x64, 4 steps" in lines[1]
+    assert server.url in lines[2]
+    assert lines[3].strip().startswith(f"curl {server.url}/v1/images/generations")
