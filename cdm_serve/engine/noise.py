@@ -61,7 +61,8 @@ def _box_muller(uniforms: Floats) -> Floats:
     halves = uniforms.reshape(-1, 2, BLOCK // 2)
     radius = np.sqrt(np.float32(-2.0) * _log(np.float32(1.0) - halves[:, 0]))
     sine, cosine = _sine_cosine(np.float32(2.0 * math.pi) * halves[:, 1])
-    return np.stack([radius * cosine, radius * sine], axis=1).reshape(-1)
+    normals: Floats = np.stack([radius * cosine, radius * sine], axis=1).reshape(-1)
+    return normals
 
 
 def _fma(a: Floats, b: Floats | float, c: Floats | float) -> Floats:

@@ -109,7 +109,8 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def repository(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What cdm-export makes of it, in two sizes."""
-    if "SCRATCH" in os.environ: return Path(os.environ["SCRATCH"])
+    if "SCRATCH" in os.environ:
+        return Path(os.environ["SCRATCH"])
     folder = tmp_path_factory.mktemp("export") / "model_repository"
     command = [sys.executable, "-m", "export.cli", student, "--to", "onnx", "--out", folder]
     subprocess.run([*command, "--sizes", "64x64,96x64"], check=True, cwd=ROOT)

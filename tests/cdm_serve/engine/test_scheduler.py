@@ -1,3 +1,4 @@
+import itertools
 import random
 from concurrent.futures import Future
 
@@ -47,7 +48,7 @@ def test_a_picture_alone_is_the_plain_euler_loop(pipeline, scheduler, manifest):
     condition = pipeline.encode([job.prompt])
     latents = pipeline.noise(7, "64x64")[None]
     sigmas = np.array(manifest.sigmas["64x64"][4], dtype=np.float32)
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in itertools.pairwise(sigmas):
         velocity = pipeline.velocity(latents, sigma[None], condition)
         latents = latents + (following - sigma) * velocity
     assert np.array_equal(picture.image, pipeline.decode(latents)[0])

@@ -114,4 +114,3 @@ def test_nobody_listening_is_one_clear_error():
             await client.describe("tiny")
 
     with_client("127.0.0.1:9", use)
-

@@ -1,0 +1,130 @@
+"""Pictures over HTTP, as clients ask for them."""
+
+import base64
+import io
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def opened(item):
+    return Image.open(io.BytesIO(base64.b64decode(item.b64_json)))
+
+
+def test_the_openai_client_gets_a_picture(client, manifest):
+    answer = client.images.generate(prompt="a fox in the snow", extra_body={"seed": 7})
+    (item,) = answer.data
+    image = opened(item)
+    assert (image.format, image.size) == ("PNG", (64, 64))
+    assert image.text == {"seed": "7", "steps": "4", "model": manifest.fingerprint}
+    assert item.seed == 7
+    assert (answer.size, answer.quality, answer.output_format) == ("64x64", "high", "png")
+    assert answer.usage.input_tokens == answer.usage.input_tokens_details.text_tokens > 2
+    assert answer.usage.output_tokens == 16 * 16
+    assert answer.usage.total_tokens == answer.usage.input_tokens + 256
+
+
+def test_every_option_of_the_client_is_honoured(client):
+    answer = client.images.generate(
+        model="tiny",
+        prompt="a fox",
+        n=3,
+        size="96x64",
+        quality="low",
+        output_format="webp",
+        output_compression=80,
+        response_format="b64_json",
+        user="someone",
+        extra_body={"seed": 40},
+    )
+    assert [item.seed for item in answer.data] == [40, 41, 42]
+    assert [(opened(item).format, opened(item).size) for item in answer.data] == [
+        ("WEBP", (96, 64))
+    ] * 3
+    assert len({item.b64_json for item in answer.data}) == 3
+
+
+def test_image_i_of_n_is_the_picture_of_its_seed(client, server):
+    answer = client.images.generate(prompt="a fox", n=2, extra_body={"seed": 11})
+    assert base64.b64decode(answer.data[1].b64_json) == server.picture("a fox", 12, 4)
+
+
+def test_a_drawn_seed_is_returned_and_repeats_the_picture(client, server):
+    first = client.images.generate(prompt="a fox").data[0]
+    other = client.images.generate(prompt="a fox").data[0]
+    assert first.seed != other.seed
+    assert base64.b64decode(first.b64_json) == server.picture("a fox", first.seed, 4)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_accept_gives_the_picture_itself(server, kind):
+    response = server.http.post(
+        "/v1/images/generations",
+        json={"prompt": "a fox", "seed": 5},
+        headers={"accept": f"image/{kind}"},
+    )
+    assert response.headers["content-type"] == f"image/{kind}"
+    assert (response.headers["x-seed"], response.headers["x-steps"]) == ("5", "4")
+    assert Image.open(io.BytesIO(response.content)).format == kind.upper()
+
+
+def test_quality_is_a_number_of_steps(server):
+    for quality, steps in {"low": 1, "medium": 2, "high": 4}.items():
+        response = server.generate(prompt="a fox", seed=3, quality=quality)
+        file = base64.b64decode(response.json()["data"][0]["b64_json"])
+        assert file == server.picture("a fox", 3, steps)
+
+
+def test_seeds_prompts_and_steps_make_different_pictures(server):
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(server.picture(*job)))).tobytes()
+        for job in [("a fox", 1, 4), ("a fox", 2, 4), ("an owl", 1, 4), ("a fox", 1, 8)]
+    ]
+    assert len(set(pictures)) == 4
+
+
+def test_a_crowd_gets_the_bytes_that_each_gets_alone(server):
+    draw = random.Random(0)
+    jobs = [
+        (draw.choice(["a fox", "an owl"]), draw.randrange(99), draw.choice([1, 2, 4, 8]), size)
+        for size in ("64x64", "96x64") * 16
+    ]
+    alone = [server.picture(*job) for job in jobs]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda job: server.picture(*job), jobs)) == alone
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"model": "dall-e-3"}, openai.NotFoundError, "model"),
+        ({"size": "1024x1024"}, openai.BadRequestError, "size"),
+        ({"response_format": "url"}, openai.BadRequestError, "response_format"),
+        ({"extra_body": {"cfg": 3}}, openai.BadRequestError, "cfg"),
+    ],
+)
+def test_refusals_are_the_clients_own_exceptions(client, fields, error, param):
+    with pytest.raises(error) as caught:
+        client.images.generate(prompt="a fox", **fields)
+    assert caught.value.param == param
+    assert caught.value.type == "invalid_request_error"
+    assert caught.value.request_id.startswith("req_")
+
+
+def test_the_models_are_listed(client, manifest):
+    (model,) = client.models.list().data
+    assert (model.id, model.owned_by, model.object) == ("tiny", "cdm-serve", "model")
+    assert model.sizes == ["64x64", "96x64"]
+    assert client.models.retrieve("tiny").fingerprint == manifest.fingerprint
+    with pytest.raises(openai.NotFoundError, match="only tiny"):
+        client.models.retrieve("other")

@@ -1,0 +1,112 @@
+"""A server that cannot start says why in one line and exits with 2."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cdm_serve.cli import parse
+from cdm_serve.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "cdm_serve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "300"} | environment,
+        timeout=300,
+    )
+
+
+def refusal(result):
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("cdm-serve: ")
+    return line
+
+
+def test_defaults_are_those_of_the_settings():
+    assert parse([]) == Settings()
+
+
+def test_every_setting_is_an_option():
+    line = "--host ::1 --port 9 --triton a:1 --triton-log x --open --model-repository y "
+    settings = parse((line + "--drain-seconds 2.5 --body-limit 10").split())
+    assert (settings.host, settings.port, settings.triton) == ("::1", 9, "a:1")
+    assert (settings.triton_log, settings.model_repository) == (Path("x"), Path("y"))
+    assert (settings.open, settings.drain_seconds, settings.body_limit) == (True, 2.5, 10)
+
+
+def test_a_port_in_use(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refusal(run("--port", port, "--model-repository", tmp_path))
+    assert f"127.0.0.1:{port}" in line
+    assert "--port" in line
+
+
+def test_no_repository(tmp_path):
+    line = refusal(run("--port", 0, "--model-repository", tmp_path / "none"))
+    assert "does not exist" in line
+    assert "cdm-export STUDENT --to onnx --out" in line
+
+
+def test_an_empty_repository(tmp_path):
+    line = refusal(run("--port", 0, "--model-repository", tmp_path))
+    assert "holds no model" in line
+    assert "cdm-export" in line
+
+
+def test_a_model_that_was_never_exported(tmp_path):
+    """What a fresh clone holds: the files in git, without the weights."""
+    (tmp_path / "emoji" / "1").mkdir(parents=True)
+    shutil.copy(ROOT / "export/triton/config.pbtxt", tmp_path / "emoji")
+    shutil.copy(ROOT / "export/triton/model.py", tmp_path / "emoji" / "1")
+    line = refusal(run("--port", 0, "--model-repository", tmp_path))
+    assert "export.json is missing" in line
+    assert f"cdm-export STUDENT --to onnx --out {tmp_path}" in line
+
+
+def test_an_export_that_does_not_match(repository, tmp_path):
+    shutil.copytree(repository, tmp_path / "repository")
+    with (tmp_path / "repository" / "tiny" / "1" / "transformer.onnx").open("ab") as file:
+        file.write(b"x")
+    line = refusal(run("--port", 0, "--model-repository", tmp_path / "repository"))
+    assert "transformer.onnx is not the file that was exported" in line
+    assert "cdm-export" in line
+
+
+def test_no_libpython(repository):
+    """The standard library is made to look for the file where it is not."""
+    code = (
+        "import sys, sysconfig, ctypes.util\n"
+        "sysconfig.get_config_vars()['LIBDIR'] = '/nonexistent'\n"
+        "ctypes.util.find_library = lambda name: None\n"
+        "from cdm_serve.cli import main\n"
+        f"sys.exit(main(['--port', '0', '--model-repository', {str(repository)!r}]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    line = refusal(result)
+    assert "libpython3.11.so.1.0 is missing" in line
+    assert "apt install libpython3.11" in line
+
+
+def test_an_external_triton_that_is_not_there():
+    result = run("--port", 0, "--triton", "127.0.0.1:9", "--start-seconds", "1")
+    assert result.returncode == 2
+    assert "Triton at 127.0.0.1:9 was not ready within 1 seconds" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--port=x", "--nonsense"])
+def test_a_wrong_option(option):
+    assert run(option).returncode == 2
