@@ -35,6 +35,7 @@ class Supervisor:
         self._process: TritonProcess | None = None
         self._client: TritonClient | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Bring Triton up and begin to watch it.
@@ -104,12 +105,18 @@ class Supervisor:
     async def _tear_down(self, *, graceful: bool) -> None:
         client, self._client = self._client, None
         process, self._process = self._process, None
-        if client is not None and graceful and process is not None:
-            await client.close()
+        closing: set[asyncio.Task[None]] = set()
+        if client is not None:
+            closing.add(asyncio.create_task(client.close()))
+            self._closing |= closing
+        if closing and graceful:
+            await asyncio.wait(closing, timeout=self._settings.drain_seconds)
         if process is not None:
             await asyncio.to_thread(process.close if graceful else process.kill)
-        if client is not None and not (graceful and process is not None):
-            await client.close()
+            # With the server gone the stream ends by itself. One to a Triton of others may stay
+            # open as long as it hangs: it is left to itself, since cancelling it could crash them.
+            if closing:
+                await asyncio.wait(closing)
 
     async def _watch(self) -> None:
         while True:

@@ -93,6 +93,21 @@ def test_not_even_when_the_guard_is_killed_too(start):
     assert gone(processes, 20)
 
 
+def test_a_hung_model_does_not_hold_up_the_end(start):
+    server = start("--drain-seconds", "1", "--heartbeat-seconds", "600")
+    server.wait_ready()
+    processes = server.descendants()
+    (stub,) = [pid for pid, name in processes.items() if name == "triton_python_b"]
+    os.kill(stub, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.generate, prompt="a fox")
+        time.sleep(0.2)
+        assert server.interrupt() == 0
+        # A clean refusal, or a connection cut at the end of the drain: never silence.
+        assert running.exception() is not None or running.result().status_code >= 500
+    assert gone(processes, 0)
+
+
 def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 

@@ -1,0 +1,61 @@
+"""The edge around an application that misbehaves."""
+
+import asyncio
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+
+from cdm_serve.api.edge import Edge
+from cdm_serve.api.errors import install_handlers
+
+app = FastAPI()
+install_handlers(app)
+
+
+@app.get("/crash")
+async def crash() -> None:
+    raise ZeroDivisionError("secret")
+
+
+@app.post("/read")
+async def read(request: Request) -> int:
+    return len(await request.body())
+
+
+def send(method, path, **options):
+    async def run():
+        transport = httpx.ASGITransport(Edge(app, body_limit=10), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+            return await client.request(method, path, **options)
+
+    return asyncio.run(run())
+
+
+def test_a_crash_is_a_500_in_the_same_shape_and_tells_no_secret(caplog):
+    response = send("GET", "/crash")
+    assert response.status_code == 500
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "server_error"
+    assert "secret" not in response.text
+    assert response.headers["x-request-id"] in caplog.text
+    assert "ZeroDivisionError: secret" in caplog.text
+
+
+async def in_parts(count):
+    for _ in range(count):
+        yield b"x" * 5
+
+
+@pytest.mark.parametrize(("size", "status"), [(0, 200), (10, 200), (11, 413), (10**7, 413)])
+def test_a_declared_length_over_the_limit_is_refused(size, status):
+    assert send("POST", "/read", content=b"x" * size).status_code == status
+
+
+@pytest.mark.parametrize(("parts", "status"), [(2, 200), (3, 413), (1000, 413)])
+def test_a_body_without_length_is_counted(parts, status):
+    response = send("POST", "/read", content=in_parts(parts))
+    assert response.status_code == status
+    if status == 413:
+        assert response.json()["error"]["code"] == "request_too_large"
