@@ -54,6 +54,8 @@ def staged(repository: Path, name: str) -> Iterator[Path]:
 
 
 def _check_target(target: Path) -> None:
+    if target.is_symlink():
+        raise ExportError(f"{target} is a link; give the repository it points into as --out")
     if not target.exists() or (target / "config.pbtxt").is_file():
         return
     if not target.is_dir() or any(target.iterdir()):

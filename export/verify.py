@@ -18,7 +18,7 @@ from export.session import OnnxPipeline
 from export.tokenizers import load_tokenizer, pipeline_tokenizers
 
 if TYPE_CHECKING:
-    from distill.adapters import Sd3Adapter
+    from distill.adapters import Condition, Sd3Adapter
     from export.sizes import Size
     from export.student import Student
 
@@ -37,18 +37,26 @@ def verify(student: Student, folder: Path, sizes: tuple[Size, ...]) -> Verificat
     onnx = OnnxPipeline(folder)
     ids = _input_ids(student.adapter, folder)
     with torch.no_grad(), _quiet(student.adapter):
-        components = [
-            comparison
-            for batch in BATCHES
-            for comparison in [
-                *_text_encoder(onnx, student.adapter, ids, batch),
-                *(c for size in sizes for c in _at_size(onnx, student.adapter, batch, size)),
-            ]
-        ]
+        components = _components(onnx, student.adapter, ids, sizes)
         pictures = [_picture(onnx, student, ids, size) for size in sizes]
-    order = {"text_encoder": 0, "transformer": 1, "vae_decoder": 2}
-    components.sort(key=lambda comparison: order[comparison.component])
     return Verification(tuple(components), tuple(pictures))
+
+
+def _components(
+    onnx: OnnxPipeline,
+    adapter: Sd3Adapter,
+    ids: list[NDArray[np.int64]],
+    sizes: tuple[Size, ...],
+) -> list[Comparison]:
+    conditions = [adapter.encode(PROMPTS[:batch]) for batch in BATCHES]
+    comparisons = []
+    for condition in conditions:
+        comparisons += _text_encoder(onnx, ids, condition)
+    for size in sizes:
+        comparisons += [_transformer(onnx, adapter, condition, size) for condition in conditions]
+    for size in sizes:
+        comparisons += [_vae_decoder(onnx, adapter, batch, size) for batch in BATCHES]
+    return comparisons
 
 
 def _input_ids(adapter: Sd3Adapter, folder: Path) -> list[NDArray[np.int64]]:
@@ -61,10 +69,9 @@ def _input_ids(adapter: Sd3Adapter, folder: Path) -> list[NDArray[np.int64]]:
 
 
 def _text_encoder(
-    onnx: OnnxPipeline, adapter: Sd3Adapter, ids: list[NDArray[np.int64]], batch: int
+    onnx: OnnxPipeline, ids: list[NDArray[np.int64]], expected: Condition
 ) -> list[Comparison]:
-    expected = adapter.encode(PROMPTS[:batch])
-    inputs = {f"input_ids_{i}": each[:batch] for i, each in enumerate(ids)}
+    inputs = {f"input_ids_{i}": each[: len(expected)] for i, each in enumerate(ids)}
     prompt_embeds, pooled = onnx.run("text_encoder", **inputs)
     return [
         _floats("text_encoder", "prompt_embeds", None, prompt_embeds, expected.prompt_embeds),
@@ -72,35 +79,38 @@ def _text_encoder(
     ]
 
 
-def _at_size(onnx: OnnxPipeline, adapter: Sd3Adapter, batch: int, size: Size) -> list[Comparison]:
-    """The transformer, each sample at a noise level of its own, and the VAE decoder."""
-    condition = adapter.encode(PROMPTS[:batch])
-    latents = _noise(adapter, size, batch)
-    sigma = torch.linspace(1.0, 0.1, batch)
-    velocity = adapter.velocity(adapter.transformer, latents, sigma, condition)
-    (actual_velocity,) = onnx.run(
+def _transformer(
+    onnx: OnnxPipeline, adapter: Sd3Adapter, condition: Condition, size: Size
+) -> Comparison:
+    """Each sample at a noise level of its own, as in a batch of requests at different steps."""
+    latents = _noise(adapter, size, len(condition))
+    sigma = torch.linspace(1.0, 0.1, len(condition))
+    expected = adapter.velocity(adapter.transformer, latents, sigma, condition)
+    (velocity,) = onnx.run(
         "transformer",
         latents=latents.numpy(),
         sigma=sigma.numpy(),
         prompt_embeds=condition.prompt_embeds.numpy(),
         pooled=condition.pooled.numpy(),
     )
+    return _floats("transformer", "velocity", str(size), velocity, expected)
+
+
+def _vae_decoder(onnx: OnnxPipeline, adapter: Sd3Adapter, batch: int, size: Size) -> Comparison:
+    latents = _noise(adapter, size, batch)
     processor = adapter.pipeline.image_processor
-    image = np.stack(processor.postprocess(adapter.decode(latents), output_type="pil"))
-    (actual_image,) = onnx.run("vae_decoder", latents=latents.numpy())
-    return [
-        _floats("transformer", "velocity", str(size), actual_velocity, velocity),
-        Comparison(
-            component="vae_decoder",
-            output="image",
-            batch=batch,
-            size=str(size),
-            max_abs=max_abs(actual_image, image),
-            relative_rms=relative_rms(actual_image, image),
-            measure="max_abs",
-            tolerance=PIXEL_TOLERANCE,
-        ),
-    ]
+    expected = np.stack(processor.postprocess(adapter.decode(latents), output_type="pil"))
+    (image,) = onnx.run("vae_decoder", latents=latents.numpy())
+    return Comparison(
+        component="vae_decoder",
+        output="image",
+        batch=batch,
+        size=str(size),
+        max_abs=max_abs(image, expected),
+        relative_rms=relative_rms(image, expected),
+        measure="max_abs",
+        tolerance=PIXEL_TOLERANCE,
+    )
 
 
 def _floats(

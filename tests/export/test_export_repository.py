@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from export import repository as repository_module
 from export.errors import ExportError
 from export.repository import staged
 
@@ -69,6 +70,25 @@ def test_an_old_folder_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
     (tmp_path / "model").rename(tmp_path / ".model.0123abcd.old")
     with staged(tmp_path, "other"):
         assert (tmp_path / "model" / "config.pbtxt").read_text() == "old"
+
+
+def test_a_file_system_that_cannot_exchange_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses an unknown flag just as it refuses an exchange on NFS."""
+    monkeypatch.setattr(repository_module, "_RENAME_EXCHANGE", 1 << 20)
+    build(tmp_path, "one")
+    build(tmp_path, "two")
+    assert (tmp_path / "model" / "config.pbtxt").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_link_is_not_replaced(tmp_path: Path) -> None:
+    build(tmp_path / "elsewhere", "one")
+    (tmp_path / "model").symlink_to(tmp_path / "elsewhere" / "model")
+    with pytest.raises(ExportError, match="is a link"), staged(tmp_path, "model"):
+        pass
+    assert (tmp_path / "model").is_symlink()
 
 
 def test_other_hidden_folders_stay(tmp_path: Path) -> None:
