@@ -1,0 +1,67 @@
+"""The models in the repository are whole, small, and draw what they are asked for."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from distill.emoji.vocabulary import COLORS, POSITIONS
+
+MODELS = Path(__file__).parents[1] / "models"
+# Subject, position, background: none of the subjects has the colour it stands on.
+CASES = [
+    ("fox", "on the left", "purple"),
+    ("frog", "on the right", "white"),
+    ("pizza", "at the top", "teal"),
+    ("balloon", "at the bottom", "beige"),
+    ("panda", "", "blue"),
+    ("car", "on the right", "yellow"),
+    ("heart", "on the left", "gray"),
+    ("sunflower", "at the top", "navy"),
+    ("penguin", "at the bottom", "pink"),
+    ("castle", "on the left", "green"),
+]
+
+
+def caption(subject: str, position: str, background: str) -> str:
+    return " ".join(f"a {subject} {position} on a {background} background".split())
+
+
+@pytest.mark.parametrize("name", ["emoji-teacher", "emoji-student"])
+def test_fits_in_forty_megabytes(name: str) -> None:
+    files = [path for path in (MODELS / name).rglob("*") if path.is_file()]
+    assert 10e6 < sum(path.stat().st_size for path in files) < 40e6
+
+
+def test_the_student_says_how_it_is_sampled() -> None:
+    card = json.loads((MODELS / "emoji-student" / "cdm.json").read_text())
+    assert card["sigmas"] == [1.0, 0.75, 0.5, 0.25]
+    assert (card["width"], card["height"], card["guidance_scale"]) == (64, 64, 1.0)
+
+
+def test_ten_prompts_have_their_background_and_position() -> None:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        MODELS / "emoji-student", text_encoder_3=None, tokenizer_3=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline(
+        [caption(*case) for case in CASES],
+        num_inference_steps=4,
+        sigmas=[1.0, 0.75, 0.5, 0.25],
+        guidance_scale=1.0,
+        max_sequence_length=0,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(len(CASES))],
+        output_type="np",
+    ).images
+    for (_, position, background), picture in zip(CASES, 255 * pictures, strict=True):
+        color = np.array(COLORS[background])
+        corners = picture[[0, 0, -1, -1], [0, -1, 0, -1]]
+        assert np.abs(np.median(corners, axis=0) - color).max() < 40, (background, corners)
+        rows, columns = np.nonzero(np.abs(picture - color).sum(axis=-1) > 120)
+        centre = np.array([columns.mean(), rows.mean()]) / 32 - 1
+        # Half of the canvas is 1; a subject at a side has its centre about 0.4 away.
+        expected = 0.4 * np.array(POSITIONS[position])
+        assert np.abs(centre - expected).max() < 0.25, (position, background, centre)
