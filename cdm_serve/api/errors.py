@@ -53,7 +53,9 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def from_router(request: Request, error: HTTPException) -> JSONResponse:
         message = error.detail
-        if error.status_code == 404:
+        if error.status_code == 400:  # only raised for a body that is no text or nested too deep
+            message = "the body is not valid JSON"
+        elif error.status_code == 404:
             message = f"there is no {request.url.path} here; the API is POST /v1/images/generations"
         elif error.status_code == 405:
             message = f"{request.method} is not possible on {request.url.path}"

@@ -1,8 +1,8 @@
 """One tiny real export and one real server for the whole session."""
 
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -109,8 +109,6 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def repository(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What cdm-export makes of it, in two sizes."""
-    if "SCRATCH" in os.environ:
-        return Path(os.environ["SCRATCH"])
     folder = tmp_path_factory.mktemp("export") / "model_repository"
     command = [sys.executable, "-m", "export.cli", student, "--to", "onnx", "--out", folder]
     subprocess.run([*command, "--sizes", "64x64,96x64"], check=True, cwd=ROOT)
@@ -169,17 +167,7 @@ def server(start: Start) -> Server:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("cdm_*")}
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value))
