@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 import torch
-from PIL import Image
 from torch import Tensor
 
-from distill.files import whole_file
 from distill.sampling import sample
 from distill.trainer import Trainer
 
@@ -33,18 +28,3 @@ def preview_pictures(trainer: Trainer) -> Tensor:
     )
     adapter.pipeline.vae.to(trainer.device)
     return (adapter.decode(latents) / 2 + 0.5).clamp(0, 1).cpu()
-
-
-def save_grid(pictures: Tensor, path: Path) -> None:
-    """Write pictures (B, 3, H, W) in [0, 1] as one PNG, row by row in a near square.
-
-    Raises:
-        DistillError: it cannot be written.
-    """
-    count, _, height, width = pictures.shape
-    columns = math.ceil(math.sqrt(count))
-    grid = Image.new("RGB", (columns * width, math.ceil(count / columns) * height))
-    for i, pixels in enumerate((pictures * 255).round().byte().permute(0, 2, 3, 1)):
-        grid.paste(Image.fromarray(pixels.numpy()), (i % columns * width, i // columns * height))
-    with whole_file(path) as temporary:
-        grid.save(temporary, format="PNG")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from distill import checkpoint
 from distill.errors import DistillError
-from distill.preview import preview_pictures, save_grid
+from distill.pictures import save_grid
+from distill.preview import preview_pictures
 from distill.runlog import RunLog
 from distill.trainer import Trainer
 

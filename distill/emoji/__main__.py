@@ -1,11 +1,15 @@
-"""Make the emoji teacher: ``python -m distill.emoji sprites | vae | teacher | sample``."""
+"""Make the emoji teacher, and look at what it draws."""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill.errors import DistillError
 from distill.files import whole_folder
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
@@ -40,7 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", type=Path, default=Path("sample.png"))
 
-    for command in (vae, teacher, sample):
+    gallery = commands.add_parser("gallery", help="teacher and student side by side")
+    gallery.add_argument("--teacher", type=Path, default=Path("models/emoji-teacher"))
+    gallery.add_argument("--student", type=Path, default=Path("models/emoji-student"))
+    gallery.add_argument("--seed", type=int, default=0)
+    gallery.add_argument("--out", type=Path, default=Path("docs/gallery.png"))
+
+    for command in (vae, teacher, sample, gallery):
         command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     return parser
 
@@ -49,9 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        {"sprites": _sprites, "vae": _vae, "teacher": _teacher, "sample": _sample}[
-            arguments.command
-        ](arguments)
+        COMMANDS[arguments.command](arguments)
     except DistillError as error:
         print(f"distill.emoji: {error}", file=sys.stderr)
         return 2
@@ -128,23 +136,47 @@ def _teacher(arguments: argparse.Namespace) -> None:
         teacher.pipeline(vae, tokenizer).to(torch.float16).save_pretrained(temporary)
 
 
+def _pipeline(folder: Path) -> "StableDiffusion3Pipeline":
+    from distill.adapters import load_adapter
+
+    pipeline = load_adapter(str(folder), max_sequence_length=0).pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def _sample(arguments: argparse.Namespace) -> None:
     _use_threads(arguments)
-    from distill.adapters import load_adapter
-    from distill.emoji.pictures import save_grid
     from distill.emoji.teacher import PREVIEW_PROMPTS, sample
+    from distill.pictures import save_grid
 
-    pipeline = load_adapter(str(arguments.pipeline), max_sequence_length=0).pipeline
-    pipeline.set_progress_bar_config(disable=True)
+    prompts = arguments.prompt or PREVIEW_PROMPTS
     images = sample(
-        pipeline,
-        arguments.prompt or PREVIEW_PROMPTS,
-        arguments.steps,
-        arguments.guidance,
-        arguments.seed,
+        _pipeline(arguments.pipeline), prompts, arguments.steps, arguments.guidance, arguments.seed
     )
     save_grid(images, arguments.out, columns=min(len(images), 8))
 
+
+def _gallery(arguments: argparse.Namespace) -> None:
+    _use_threads(arguments)
+    from distill.emoji.gallery import save_gallery
+    from distill.emoji.teacher import PREVIEW_PROMPTS, sample
+
+    teacher, student = _pipeline(arguments.teacher), _pipeline(arguments.student)
+    seed = arguments.seed
+    rows = [("teacher, 28 steps\nguidance 3.5", sample(teacher, PREVIEW_PROMPTS, seed=seed))]
+    for steps in (4, 2, 1):
+        pictures = sample(student, PREVIEW_PROMPTS, steps, guidance_scale=1.0, seed=seed)
+        rows.append((f"student, {steps} step{'s' * (steps > 1)}\nno guidance", pictures))
+    save_gallery(rows, PREVIEW_PROMPTS, arguments.out)
+
+
+COMMANDS = {
+    "sprites": _sprites,
+    "vae": _vae,
+    "teacher": _teacher,
+    "sample": _sample,
+    "gallery": _gallery,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from distill.emoji.backgrounds import background
 from distill.emoji.sprites import sprite
@@ -103,3 +105,8 @@ def render(composition: Composition, rng: np.random.Generator) -> npt.NDArray[np
         area += pixels[..., :3]
     # Lanczos resizing overshoots a little, so the sum may pass 1.
     return (canvas.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def from_pixels(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """Turn ``(B, 64, 64, 3)`` uint8 into ``(B, 3, 64, 64)`` float32 in [-1, 1]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from distill.emoji.compose import draw_composition, render
-from distill.emoji.pictures import from_pixels
+from distill.emoji.compose import draw_composition, from_pixels, render
 from distill.emoji.processes import join_processes, wait_for_all
 from distill.emoji.text import token_ids
 from distill.files import whole_file

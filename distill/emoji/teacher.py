@@ -21,8 +21,8 @@ from transformers import CLIPTokenizer
 
 from distill.emoji.latents import LatentPool
 from distill.emoji.loop import Losses, Plan, train
-from distill.emoji.pictures import save_grid
 from distill.emoji.text import TEXT_WIDTH, new_text_encoder, new_tokenizer, token_ids
+from distill.pictures import save_grid
 
 LATENT_SHAPE = (8, 16, 16)
 PREVIEW_PROMPTS = (
@@ -156,15 +156,16 @@ def sample(
     guidance_scale: float = 3.5,
     seed: int = 0,
 ) -> Tensor:
-    """Sample one picture a prompt, ``(B, 3, 64, 64)`` in [-1, 1]; picture i has ``seed + i``."""
+    """Sample one picture a prompt, ``(B, 3, 64, 64)`` in [0, 1]; picture i has ``seed + i``."""
     generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
     with torch.autocast("cpu", torch.bfloat16):
         images: Tensor = pipeline(
             list(prompts),
             num_inference_steps=steps,
+            sigmas=[1 - step / steps for step in range(steps)],
             guidance_scale=guidance_scale,
             max_sequence_length=0,
             generator=generators,
             output_type="pt",
         ).images
-    return images.float() * 2 - 1
+    return images.float()

@@ -8,10 +8,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.emoji.compose import draw_composition, render
+from distill.emoji.compose import draw_composition, from_pixels, render
 from distill.emoji.loop import Losses, Plan, train
-from distill.emoji.pictures import from_pixels, save_grid
 from distill.emoji.vocabulary import SUBJECTS
+from distill.pictures import save_grid
 
 PAIRS = 0.6
 KL_WEIGHT = 3e-5
@@ -88,7 +88,8 @@ def train_vae(run: Path, plan: Plan, seed: int = 0) -> AutoencoderKL:
 
     def preview(averaged: nn.Module, path: Path) -> None:
         images = pictures(_HELD_OUT_SEED, 12, held_out=True)
-        save_grid(torch.cat([images, _restored(averaged, images)]), path, columns=12)
+        both = torch.cat([images, _restored(averaged, images)])
+        save_grid(both / 2 + 0.5, path, columns=12)
 
     averaged: AutoencoderKL = train(plan, vae, loss_at, run, preview)
     with torch.no_grad():

@@ -9,7 +9,8 @@ from PIL import Image
 from pipelines import PROMPTS
 
 from distill.adapters import Sd3Adapter
-from distill.preview import preview_pictures, save_grid
+from distill.pictures import save_grid
+from distill.preview import preview_pictures
 from distill.prompts import encode_prompts
 from distill.recipe import Recipe
 from distill.sampling import sample

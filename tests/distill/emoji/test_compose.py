@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from distill.emoji.compose import CANVAS, draw_composition, pair, render, single
 from distill.emoji.sprites import sprite
 from distill.emoji.vocabulary import COLORS, RELATIONS, SCENES, SIZES, SUBJECTS, with_article

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from torch import Tensor, nn
+
 from distill.emoji.latents import build_pool
 from distill.emoji.loop import Plan, train
 from distill.emoji.teacher import sample, train_teacher
 from distill.emoji.text import TEXT_LENGTH, new_tokenizer, token_ids
 from distill.emoji.vae import new_vae, train_vae
 from distill.errors import DistillError
-from torch import Tensor, nn
 
 
 def no_preview(averaged: nn.Module, path: Path) -> None:
