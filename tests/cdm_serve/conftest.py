@@ -74,6 +74,13 @@ class Server:
         """Living processes below the server's, with their names."""
         return descendants(self.process.pid)
 
+    def triton_address(self) -> str:
+        (triton,) = [pid for pid, name in self.descendants().items() if name == "tritonserver"]
+        for argument in Path(f"/proc/{triton}/cmdline").read_text().split("\0"):
+            if argument.startswith("--grpc-port="):
+                return "127.0.0.1:" + argument.partition("=")[2]
+        raise AssertionError("Triton has no gRPC port")
+
     def interrupt(self, number: int = signal.SIGINT) -> int:
         self.process.send_signal(number)
         return self.process.wait(120)

@@ -112,6 +112,15 @@ def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def test_another_triton_is_used_and_left_running(start, server):
+    gateway = start("--triton", server.triton_address())
+    gateway.wait_ready()
+    assert gateway.descendants() == {}
+    assert gateway.picture("a fox", 7, 4) == server.picture("a fox", 7, 4)
+    assert gateway.interrupt() == 0
+    server.picture("a fox", 8, 4)
+
+
 def test_the_start_is_told_in_a_few_lines(server):
     lines = server.printed.splitlines()
     assert "starting the bundled Triton" in lines[0]

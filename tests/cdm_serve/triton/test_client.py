@@ -1,8 +1,6 @@
 """Straight to the shared server's Triton, without the gateway."""
 
 import asyncio
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +10,7 @@ from cdm_serve.triton.client import TritonClient, TritonError, TritonLost, _text
 
 @pytest.fixture
 def address(server):
-    (triton,) = [pid for pid, name in server.descendants().items() if name == "tritonserver"]
-    arguments = Path(f"/proc/{triton}/cmdline").read_bytes().decode().replace("\0", " ")
-    return "127.0.0.1:" + re.search(r"--grpc-port=(\d+)", arguments)[1]
+    return server.triton_address()
 
 
 def with_client(address, use):
