@@ -22,8 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cdm-export: {error}", file=sys.stderr)
         return 1 if isinstance(error, VerificationError) else 2
     except OSError as error:
-        what = f" {error.filename}" if error.filename else ""
-        print(f"cdm-export: cannot read or write{what}: {error.strerror}", file=sys.stderr)
+        where = error.filename or f"the export in {arguments.out}"
+        print(f"cdm-export: cannot read or write {where}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cdm-export: stopped; nothing was replaced", file=sys.stderr)
