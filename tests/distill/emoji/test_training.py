@@ -92,3 +92,21 @@ def test_from_pictures_to_a_pipeline(tmp_path: Path) -> None:
     loaded.set_progress_bar_config(disable=True)
     ours, theirs = (sample(p, ["a fox"], steps=2) for p in (pipeline, loaded))
     assert torch.equal(ours, theirs)
+
+
+def test_memory_layout_does_not_change_the_training(tmp_path: Path) -> None:
+    """Gradients share one buffer, and the fused optimizer walks it as the weights lie."""
+    weights = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        module = nn.Conv2d(3, 4, 3).to(memory_format=layout)
+
+        def loss_at(draw: int, count: int, module: nn.Conv2d = module) -> dict[str, Tensor]:
+            generator = torch.Generator().manual_seed(draw)
+            x = torch.randn(count, 3, 8, 8, generator=generator)
+            return {"loss": (module(x) - 1).square().mean()}
+
+        run = tmp_path / str(layout)
+        weights.append(train(Plan(10, 4, 0.01, warmup=1), module, loss_at, run, no_preview))
+    for a, b in zip(*(module.parameters() for module in weights), strict=True):
+        torch.testing.assert_close(a.contiguous(), b.contiguous(), rtol=1e-4, atol=1e-5)
