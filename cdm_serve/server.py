@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import webbrowser
@@ -56,7 +57,7 @@ async def serve(
             if starting.done():
                 await starting
                 _greet(settings, supervisor, console)
-                if settings.open:
+                if settings.open and _has_screen():
                     webbrowser.open(_url(settings))
                 await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
                 console.print("stopping: finishing what is in flight ...")
@@ -81,6 +82,11 @@ def _http_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
         # uvicorn takes whole seconds.
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
+
+
+def _has_screen() -> bool:
+    """Without one, ``webbrowser`` would take over the terminal with a text browser."""
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _url(settings: Settings) -> str:

@@ -14,7 +14,7 @@ class Settings:
     model_repository: Annotated[Path, "folder that cdm-export wrote"] = Path("model_repository")
     triton: Annotated[str | None, "HOST:PORT of a running Triton, gRPC, to use instead"] = None
     triton_log: Annotated[Path | None, "keep what the bundled Triton prints in this file"] = None
-    open: Annotated[bool, "open the playground in a browser when ready"] = False
+    open: Annotated[bool, "open the playground in a browser, where there is a screen"] = False
     body_limit: Annotated[int, "largest request body in bytes"] = 65536
     prompt_limit: Annotated[int, "longest prompt in characters"] = 4000
     start_seconds: Annotated[float, "how long Triton may take to load the models"] = 600.0
