@@ -19,8 +19,12 @@ def check_repository(folder: Path) -> list[Manifest]:
             f"model repository {folder} does not exist: run `{EXPORT_COMMAND} {folder}`, or name "
             "another folder with --model-repository"
         )
-    # The exporter builds in folders that begin with a dot, which Triton would try to load.
-    models = sorted(path.parent for path in folder.glob("[!.]*/config.pbtxt"))
+    models = model_folders(folder)
     if not models:
         raise StartError(f"{folder} holds no model: run `{EXPORT_COMMAND} {folder}`")
     return [read_manifest(model / "1") for model in models]
+
+
+def model_folders(repository: Path) -> list[Path]:
+    """The models by name, without the exporter's unfinished folders, which begin with a dot."""
+    return sorted(path.parent for path in repository.glob("[!.]*/config.pbtxt"))

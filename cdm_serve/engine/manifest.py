@@ -79,13 +79,13 @@ def read_manifest(folder: Path) -> Manifest:
                 f"export again with {_rebuild(folder)}"
             )
         manifest = _parse(data, folder)
-        hashes = {name: data["components"][name]["sha256"] for name in COMPONENTS}
+        hashes = _hashes(data, folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartError(
             f"{path} cannot be read ({type(error).__name__}: {error}): "
             f"export again with {_rebuild(folder)}"
         ) from error
-    _check_files(manifest, hashes, folder)
+    _check_files(hashes, folder)
     return manifest
 
 
@@ -120,12 +120,18 @@ def _parse(data: dict[str, Any], folder: Path) -> Manifest:
     return manifest
 
 
-def _check_files(manifest: Manifest, hashes: dict[str, str], folder: Path) -> None:
-    for path in (*manifest.components.values(), *(entry.path for entry in manifest.tokenizers)):
+def _hashes(data: dict[str, Any], folder: Path) -> dict[Path, str]:
+    """Every file of the export with the hash it must have; large weights lie beside their graph."""
+    graphs = [data["components"][name] for name in COMPONENTS]
+    weights = [graph["data"] for graph in graphs if "data" in graph]
+    entries = [*graphs, *weights, *data["tokenizers"]]
+    return {folder / entry["file"]: entry["sha256"] for entry in entries}
+
+
+def _check_files(hashes: dict[Path, str], folder: Path) -> None:
+    for path, expected in hashes.items():
         if not path.is_file():
             raise StartError(f"{path} is missing: export again with {_rebuild(folder)}")
-    for name, expected in hashes.items():
-        path = manifest.components[name]
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:

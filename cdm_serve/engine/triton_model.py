@@ -5,9 +5,6 @@ Importable only inside Triton's python backend, which provides ``triton_python_b
 
 import json
 import os
-import signal
-import threading
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load and warm up; Triton reports the model ready only after this returns."""
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         max_batch = int(parameters["max_batch"])
@@ -60,14 +56,6 @@ class TritonPythonModel:
         if not self._scheduler.alive:
             raise EngineError("the step scheduler has ended")
         return {**self._card, "pid": os.getpid(), "executions": self._scheduler.executions}
-
-
-def _end_with(parent: int) -> None:
-    """Triton's stub ends when Triton is gone, but has been seen to block in doing so."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    time.sleep(5.0)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _job(request: Any) -> Job:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from cdm_serve.repository import model_folders
 from cdm_serve.triton.wheel import TritonWheel
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -29,6 +30,9 @@ class TritonProcess:
         command = [
             str(wheel.server),
             f"--model-repository={repository.resolve()}",
+            # By name: left to itself Triton would also load what an export has not finished.
+            "--model-control-mode=explicit",
+            *(f"--load-model={model.name}" for model in model_folders(repository)),
             f"--backend-directory={wheel.link_backend(self.folder)}",
             # This Triton predates security fixes: loopback only, and no door that is not used.
             f"--grpc-address={HOST}",

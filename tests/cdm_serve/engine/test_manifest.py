@@ -7,7 +7,13 @@ import pytest
 from cdm_serve.engine.manifest import read_manifest
 from cdm_serve.errors import StartError
 
-FILES = ("text_encoder.onnx", "transformer.onnx", "vae_decoder.onnx", "tokenizer_0.json")
+FILES = (
+    "text_encoder.onnx",
+    "transformer.onnx",
+    "transformer.onnx.data",
+    "vae_decoder.onnx",
+    "tokenizer_0.json",
+)
 
 
 @pytest.fixture
@@ -32,12 +38,17 @@ def description() -> dict:
         "default_steps": 2,
         "latents": {"channels": 8, "downscale": 4},
         "sigmas": {"64x32": grids},
-        "tokenizers": [{"file": "tokenizer_0.json", "length": 24, "pad_id": 1}],
+        "tokenizers": [stamp("tokenizer_0.json") | {"length": 24, "pad_id": 1}],
         "components": {
-            Path(name).stem: {"file": name, "sha256": hashlib.sha256(name.encode()).hexdigest()}
-            for name in FILES[:3]
+            "text_encoder": stamp("text_encoder.onnx"),
+            "transformer": stamp("transformer.onnx") | {"data": stamp("transformer.onnx.data")},
+            "vae_decoder": stamp("vae_decoder.onnx"),
         },
     }
+
+
+def stamp(name: str) -> dict:
+    return {"file": name, "sha256": hashlib.sha256(name.encode()).hexdigest()}
 
 
 def save(folder: Path, value: object) -> None:
