@@ -71,9 +71,10 @@ def test_names_a_missing_file_and_the_command(folder, name):
         read_manifest(folder)
 
 
-def test_names_a_file_that_is_not_the_exported_one(folder):
-    (folder / "transformer.onnx").write_text("another")
-    with pytest.raises(StartError, match=r"transformer.onnx is not the file.*cdm-export"):
+@pytest.mark.parametrize("name", FILES)
+def test_names_a_file_that_is_not_the_exported_one(folder, name):
+    (folder / name).write_text("another")
+    with pytest.raises(StartError, match=rf"{name} is not the file.*cdm-export"):
         read_manifest(folder)
 
 
