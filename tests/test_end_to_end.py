@@ -5,9 +5,10 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,6 @@ from diffusers import StableDiffusion3Pipeline
 from openai import OpenAI
 from PIL import Image
 from pipelines import PROMPTS, tiny_sd3
-from processes import free_port, wait_until
 
 ROOT = Path(__file__).parents[1]
 SIGMAS = [1.0, 0.75, 0.5, 0.25]
@@ -57,29 +57,17 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "student"
 
 
-def test_from_teacher_to_picture(student: Path, tmp_path: Path) -> None:
+def test_from_teacher_to_picture(student: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
     repository = tmp_path / "model_repository"
     command("export.cli", student, "--to", "onnx", "--out", repository, cwd=tmp_path)
 
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    with (tmp_path / "output").open("w") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "cdm_serve", "--port", str(port)],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200, server)
-        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        answer = client.images.generate(prompt=PROMPTS[0], extra_body={"seed": 7})
-        again = client.images.generate(prompt=PROMPTS[0], extra_body={"seed": 7})
-        other = client.images.generate(prompt=PROMPTS[0], extra_body={"seed": 8})
-    finally:
-        server.terminate()
-        assert server.wait(60) == 0
+    server = start("--model-repository", str(repository))
+    server.wait_ready()
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    answer = client.images.generate(prompt=PROMPTS[0], extra_body={"seed": 7})
+    again = client.images.generate(prompt=PROMPTS[0], extra_body={"seed": 7})
+    other = client.images.generate(prompt=PROMPTS[0], extra_body={"seed": 8})
+    assert server.interrupt() == 0
     assert answer.data and again.data and other.data
     assert answer.data[0].b64_json == again.data[0].b64_json != other.data[0].b64_json
     served = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or ""))))

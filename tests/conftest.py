@@ -27,7 +27,7 @@ card = {"format": 1, "name": "tiny", "architecture": "sd3", "steps": 4,
         "recipe": {}, "updates": 0, "versions": {}}
 (folder / "cdm.json").write_text(json.dumps(card))
 """
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
