@@ -73,7 +73,7 @@ def test_from_teacher_to_picture(student: Path, tmp_path: Path, start: Callable[
     served = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or ""))))
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        student, text_encoder_3=None, tokenizer_3=None
+        student, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
     reference = pipeline(

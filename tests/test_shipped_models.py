@@ -44,7 +44,7 @@ def test_the_student_says_how_it_is_sampled() -> None:
 
 def test_ten_prompts_have_their_background_and_position() -> None:
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        MODELS / "emoji-student", text_encoder_3=None, tokenizer_3=None
+        MODELS / "emoji-student", text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
     pictures = pipeline(
