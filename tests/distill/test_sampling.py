@@ -55,9 +55,9 @@ def test_a_fresh_students_preview_is_the_teachers_unguided_picture(
 
 
 def test_the_grid_holds_the_pictures_row_by_row(tmp_path: Path) -> None:
-    pictures = torch.stack([torch.full((3, 2, 4), value) for value in (0.0, 0.2, 0.4, 0.6, 1.0)])
+    pictures = torch.stack([torch.full((3, 2, 4), value) for value in (0.0, 0.2, 0.4, 0.6, 0.8)])
     save_grid(pictures, tmp_path / "grid.png")
     pixels = np.asarray(Image.open(tmp_path / "grid.png"))
     assert pixels.shape == (4, 12, 3)  # 3 columns, 2 rows
     corners = [pixels[2 * (i // 3), 4 * (i % 3), 0] for i in range(6)]
-    assert corners == [0, 51, 102, 153, 255, 0]
+    assert corners == [0, 51, 102, 153, 204, 255]  # an empty place is white
