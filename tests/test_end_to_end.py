@@ -47,7 +47,7 @@ def command(*words: object, cwd: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student that cdm-distill made of a random teacher in two updates."""
     folder = tmp_path_factory.mktemp("end_to_end")
     tiny_sd3(folder / "teacher")
@@ -57,9 +57,11 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "student"
 
 
-def test_from_teacher_to_picture(student: Path, tmp_path: Path, start: Callable[..., Any]) -> None:
+def test_from_teacher_to_picture(
+    distilled: Path, tmp_path: Path, start: Callable[..., Any]
+) -> None:
     repository = tmp_path / "model_repository"
-    command("export.cli", student, "--to", "onnx", "--out", repository, cwd=tmp_path)
+    command("export.cli", distilled, "--to", "onnx", "--out", repository, cwd=tmp_path)
 
     server = start("--model-repository", str(repository))
     server.wait_ready()
@@ -73,7 +75,7 @@ def test_from_teacher_to_picture(student: Path, tmp_path: Path, start: Callable[
     served = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or ""))))
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(
-        student, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
+        distilled, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
     reference = pipeline(
