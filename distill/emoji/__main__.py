@@ -118,6 +118,7 @@ def _teacher(arguments: argparse.Namespace) -> None:
             f"{arguments.vae} holds no autoencoder; train one with python -m distill.emoji vae"
         )
     vae = AutoencoderKL.from_pretrained(arguments.vae)
+    vae.register_to_config(_name_or_path="emoji-vae")  # else the folder's name is published
     tokenizer = new_tokenizer()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     pool = build_pool(
