@@ -33,17 +33,25 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     console.print(_table(result))
     if arguments.out:
-        temporary = arguments.out.with_name(f".{arguments.out.name}.tmp")
-        temporary.write_text(result.json(), encoding="utf-8")
-        temporary.replace(arguments.out)
+        try:
+            _write(result, arguments.out)
+        except OSError as error:
+            print(f"cdm-bench: error: cannot write {arguments.out}: {error}", file=sys.stderr)
+            return 2
     return 0
 
 
+def _write(result: LoadResult, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(result.json(), encoding="utf-8")
+    temporary.replace(path)
+
+
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill.emoji.vocabulary import SUBJECTS
 from distill.errors import DistillError
 from distill.files import whole_folder
 
@@ -14,8 +16,21 @@ if TYPE_CHECKING:
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
 
+def _whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type that says what it expects."""
+    expected = f"a whole number from {least}" + (f" to {most}" if most else "")
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most and int(text) > most):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+        return int(text)
+
+    return parse
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m distill.emoji", description=__doc__)
+    count = _whole_number(1)
     commands = parser.add_subparsers(dest="command", required=True)
 
     sprites = commands.add_parser("sprites", help="render the sheet of subjects from the font")
@@ -23,23 +38,28 @@ def _parser() -> argparse.ArgumentParser:
 
     vae = commands.add_parser("vae", help="train the autoencoder")
     vae.add_argument("--folder", type=Path, default=Path("runs/emoji-vae"))
-    vae.add_argument("--steps", type=int, default=3000)
-    vae.add_argument("--batch", type=int, default=16)
+    vae.add_argument("--steps", type=count, default=3000)
+    vae.add_argument("--batch", type=count, default=16)
 
     teacher = commands.add_parser("teacher", help="train text encoders and transformer together")
     teacher.add_argument("--vae", type=Path, default=Path("runs/emoji-vae/vae"))
     teacher.add_argument("--folder", type=Path, default=Path("runs/emoji-teacher"))
     teacher.add_argument("--out", type=Path, default=Path("models/emoji-teacher"))
-    teacher.add_argument("--subjects", type=int, default=48, help="how many of the vocabulary")
-    teacher.add_argument("--steps", type=int, default=6000)
-    teacher.add_argument("--batch", type=int, default=64)
-    teacher.add_argument("--singles", type=int, default=24_000, help="pictures of one subject")
-    teacher.add_argument("--pairs", type=int, default=16_000, help="pictures of two subjects")
+    teacher.add_argument(
+        "--subjects",
+        type=_whole_number(2, len(SUBJECTS)),
+        default=48,
+        help="how many of the vocabulary",
+    )
+    teacher.add_argument("--steps", type=count, default=6000)
+    teacher.add_argument("--batch", type=count, default=64)
+    teacher.add_argument("--singles", type=count, default=24_000, help="pictures of one subject")
+    teacher.add_argument("--pairs", type=count, default=16_000, help="pictures of two subjects")
 
     sample = commands.add_parser("sample", help="write a grid of pictures")
     sample.add_argument("pipeline", type=Path)
     sample.add_argument("--prompt", action="append", help="repeat for more; default: a fixed set")
-    sample.add_argument("--steps", type=int, default=28)
+    sample.add_argument("--steps", type=count, default=28)
     sample.add_argument("--guidance", type=float, default=3.5)
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", type=Path, default=Path("sample.png"))
@@ -51,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     gallery.add_argument("--out", type=Path, default=Path("docs/gallery.png"))
 
     for command in (vae, teacher, sample, gallery):
-        command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+        command.add_argument("--threads", type=count, help="CPU threads (default: all cores)")
     return parser
 
 

@@ -1,5 +1,6 @@
 """A pool of pictures, encoded once: the teacher trains on latents and token ids alone."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from rich.progress import track
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -42,9 +44,10 @@ def build_pool(
     cache: Path,
     seed: int = 0,
 ) -> LatentPool:
-    """Draw and encode the pool, or load it from ``cache`` when it is there already."""
+    """Draw and encode the pool, or load it from ``cache`` when that holds this very pool."""
     rank, _ = join_processes()
-    if rank == 0 and not cache.exists():
+    made_of = f"{subjects} subjects, {singles} + {pairs} pictures, seed {seed}, VAE {_hash(vae)}"
+    if rank == 0 and _made_of(cache) != made_of:
         latents, ids = [], []
         config = vae.config
         for first in track(range(0, singles + pairs, _BATCH), "encoding pictures"):
@@ -58,7 +61,23 @@ def build_pool(
             latents.append(normalised.half().contiguous())
             ids.append(token_ids(tokenizer, [composition.caption for composition in drawn]))
         with whole_file(cache) as temporary:
-            save_file({"latents": torch.cat(latents), "ids": torch.cat(ids)}, temporary)
+            tensors = {"latents": torch.cat(latents), "ids": torch.cat(ids)}
+            save_file(tensors, temporary, metadata={"made_of": made_of})
     wait_for_all()
     pool = load_file(cache)
     return LatentPool(pool["latents"], pool["ids"], singles)
+
+
+def _hash(vae: AutoencoderKL) -> str:
+    digest = hashlib.sha256()
+    for weight in vae.state_dict().values():
+        digest.update(weight.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _made_of(cache: Path) -> str | None:
+    if not cache.exists():
+        return None
+    with safe_open(cache, framework="pt") as pool:
+        found: str | None = (pool.metadata() or {}).get("made_of")
+    return found

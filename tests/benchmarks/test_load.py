@@ -1,5 +1,7 @@
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -34,3 +36,31 @@ def test_refuses_a_load_of_nothing(capsys) -> None:
         main(["load", "http://127.0.0.1:9", "--requests", "0"])
     assert stopped.value.code == 2
     assert "expected a whole number from 1" in capsys.readouterr().err
+
+
+def test_says_when_the_result_cannot_be_written(server, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "load.json"
+    assert main(["load", server.url, "--requests", "1", "--out", str(out)]) == 2
+    assert f"cannot write {out}" in capsys.readouterr().err
+
+
+def test_an_answer_without_a_picture_is_a_failure(capsys) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), WebSite) as site:
+        Thread(target=site.serve_forever, daemon=True).start()
+        assert main(["load", f"http://127.0.0.1:{site.server_port}", "--requests", "1"]) == 2
+        site.shutdown()
+    assert "the first answer: <html>" in capsys.readouterr().err
+
+
+class WebSite(BaseHTTPRequestHandler):
+    """A server of something else."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>")
+
+    def log_message(self, *words: object) -> None:
+        pass

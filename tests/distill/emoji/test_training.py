@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from distill.emoji.__main__ import main
 from distill.emoji.latents import build_pool
 from distill.emoji.loop import Plan, train
 from distill.emoji.teacher import sample, train_teacher
@@ -83,6 +84,8 @@ def test_from_pictures_to_a_pipeline(tmp_path: Path) -> None:
     pool = build_pool(vae, tokenizer, 48, 6, 4, tmp_path / "pool.safetensors")
     assert pool.latents.shape == (10, 8, 16, 16)
     assert pool.latents.float().std().item() == pytest.approx(1, abs=0.25)
+    fewer = build_pool(vae, tokenizer, 48, 3, 2, tmp_path / "pool.safetensors")
+    assert (len(fewer.ids), fewer.singles) == (5, 3)  # another pool, not the cached one
     teacher = train_teacher(tmp_path / "teacher", Plan(1, 2, 1e-3), vae, pool, pairs=0.5)
     pipeline = teacher.pipeline(vae, tokenizer)
     pipeline.save_pretrained(tmp_path / "pipeline")
@@ -110,3 +113,13 @@ def test_memory_layout_does_not_change_the_training(tmp_path: Path) -> None:
         weights.append(train(Plan(10, 4, 0.01, warmup=1), module, loss_at, run, no_preview))
     for a, b in zip(*(module.parameters() for module in weights), strict=True):
         torch.testing.assert_close(a.contiguous(), b.contiguous(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("subjects", ["1", "65", "many"])
+def test_refuses_a_vocabulary_that_does_not_exist(
+    subjects: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["teacher", "--subjects", subjects])
+    assert stopped.value.code == 2
+    assert "expected a whole number from 2 to 64" in capsys.readouterr().err
