@@ -14,24 +14,37 @@ from distill.errors import DistillError
 
 @dataclass(frozen=True)
 class ScheduleRecipe:
-    """The anchors of the student's rollout; ``low`` and ``high`` are before the shift."""
+    """The anchors of the student's rollout; ``low`` and ``high`` are before the shift.
+
+    ``index``: where a rollout stops. ``shared`` is one anchor for the whole batch: shapes do not
+    change within an iteration, as sharded networks need it.
+    """
 
     kind: Literal["dynamic", "fixed"] = "dynamic"
     n_max: int = 28
     anchors: Literal["iid", "stratified"] = "iid"
     low: float = 0.25
     high: float = 0.95
+    index: Literal["per_sample", "shared"] = "per_sample"
 
 
 @dataclass(frozen=True)
 class LossRecipe:
-    """Weights (0 drops a loss and its forwards), CA's alpha, the normaliser's floor."""
+    """Weights (0 drops a loss and its forwards), CA's alpha, the normaliser's floor.
+
+    Args:
+        sigmas: how the levels that the teachers see are drawn.
+        off_trajectory: CDM's input: ``euler`` goes on along the student's velocity, ``noise``
+            adds fresh noise to its x0_hat, ``none`` stays at the anchor.
+    """
 
     ca: float = 1.0
     dm: float = 1.0
     cdm: float = 1.0
     alpha: float = 7.0
     floor: float = 0.1
+    sigmas: Literal["uniform", "logit_normal"] = "uniform"
+    off_trajectory: Literal["euler", "noise", "none"] = "euler"
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,49 @@ class LogRecipe:
 
 
 @dataclass(frozen=True)
+class EvaluationRecipe:
+    """How the averaged student is compared with the guided teacher; ``every`` 0 is never.
+
+    Args:
+        every: student updates between two evaluations.
+        pictures: prompts and seeds compared, the same each time.
+        teacher_steps: of the teacher's own sampling.
+        guidance: of the teacher's own sampling.
+    """
+
+    every: int = 100
+    pictures: int = 16
+    teacher_steps: int = 28
+    guidance: float = 4.5
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """Low-rank adapters on student and fake teacher; ``rank`` 0 trains all weights instead."""
+
+    rank: int = 0
+    alpha: float = 64.0
+
+
+@dataclass(frozen=True)
 class RuntimeRecipe:
-    """Where it runs; ``threads`` 0 leaves torch's own choice."""
+    """Where and how it runs; nothing here changes what is learnt, but for rounding.
+
+    Args:
+        threads: of the CPU; 0 leaves torch's own choice.
+        accumulate: parts into which a process cuts its share of the batch.
+        gradient_checkpointing: recompute activations in the backward pass.
+        compile: ``torch.compile`` for the transformer's blocks.
+        prompts_in_memory: embeddings kept at a time; more prompts are encoded as they are needed.
+    """
 
     device: str = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
     threads: int = 0
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    prompts_in_memory: int = 4096
 
 
 @dataclass(frozen=True)
@@ -74,11 +124,11 @@ class Recipe:
     Args:
         teacher: diffusers folder or hub name.
         output: the student's folder; its last part is the student's name.
-        prompts: a text file, one prompt a line.
+        prompts: a text file, one prompt a line; JSONL; or the name of a Hugging Face dataset.
         updates: student updates.
         fake_updates: fake-teacher updates for each student update.
         fake_pull: after each of its updates the fake teacher moves so far towards the student.
-        batch: samples an update.
+        batch: samples an update, over all processes.
         steps: the sampling steps that the student is previewed and described with.
         ema: greatest decay of the student's moving average.
     """
@@ -100,6 +150,8 @@ class Recipe:
     loss: LossRecipe = field(default_factory=LossRecipe)
     optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
     log: LogRecipe = field(default_factory=LogRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+    lora: LoraRecipe = field(default_factory=LoraRecipe)
     runtime: RuntimeRecipe = field(default_factory=RuntimeRecipe)
 
     def __post_init__(self) -> None:
@@ -119,6 +171,10 @@ class Recipe:
             "log.log_every": log.log_every,
             "log.preview_pictures": log.preview_pictures,
             "log.keep": log.keep,
+            "evaluation.pictures": self.evaluation.pictures,
+            "evaluation.teacher_steps": self.evaluation.teacher_steps,
+            "runtime.accumulate": self.runtime.accumulate,
+            "runtime.prompts_in_memory": self.runtime.prompts_in_memory,
         }
         at_least_0: dict[str, float] = {
             "max_sequence_length": self.max_sequence_length,
@@ -134,6 +190,10 @@ class Recipe:
             "optimiser.warmup": optimiser.warmup,
             "log.preview_every": log.preview_every,
             "log.checkpoint_every": log.checkpoint_every,
+            "evaluation.every": self.evaluation.every,
+            "evaluation.guidance": self.evaluation.guidance,
+            "lora.rank": self.lora.rank,
+            "lora.alpha": self.lora.alpha,
             "runtime.threads": self.runtime.threads,
         }
         fractions: dict[str, float] = {

@@ -64,7 +64,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:  # bool is an int in Python, not in a recipe
-        name = {int: "a whole number", float: "a number", str: "a string"}[kind]
+        names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+        name = names[kind]
         raise DistillError(f"recipe key {key} must be {name}, not {value!r}")
     return value
 
