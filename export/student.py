@@ -57,6 +57,8 @@ def load_student(folder: Path) -> Student:
         )
     except DistillError as error:
         raise ExportError(str(error)) from error
+    if not isinstance(adapter, Sd3Adapter):
+        raise ExportError(f"{folder} is a {adapter.name} pipeline; only sd3 can be exported")
     if card and card["architecture"] != adapter.name:
         raise ExportError(
             f"{folder / 'cdm.json'} says architecture {card['architecture']!r}, but the pipeline "

@@ -73,6 +73,7 @@ def _text_encoder(
 ) -> list[Comparison]:
     inputs = {f"input_ids_{i}": each[: len(expected)] for i, each in enumerate(ids)}
     prompt_embeds, pooled = onnx.run("text_encoder", **inputs)
+    assert expected.pooled is not None
     return [
         _floats("text_encoder", "prompt_embeds", None, prompt_embeds, expected.prompt_embeds),
         _floats("text_encoder", "pooled", None, pooled, expected.pooled),
@@ -86,6 +87,7 @@ def _transformer(
     latents = _noise(adapter, size, len(condition))
     sigma = torch.linspace(1.0, 0.1, len(condition))
     expected = adapter.velocity(adapter.transformer, latents, sigma, condition)
+    assert condition.pooled is not None
     (velocity,) = onnx.run(
         "transformer",
         latents=latents.numpy(),

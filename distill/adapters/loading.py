@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 
+from distill.adapters.adapter import Adapter
 from distill.adapters.sd3 import Sd3Adapter
 from distill.errors import DistillError
 
@@ -17,7 +18,7 @@ _ADAPTERS = {"StableDiffusion3Pipeline": (StableDiffusion3Pipeline, Sd3Adapter)}
 
 def load_adapter(
     path_or_name: str, dtype: torch.dtype = torch.float32, max_sequence_length: int = 256
-) -> Sd3Adapter:
+) -> Adapter:
     """Load a pipeline by folder or hub name, with all weights in ``dtype``.
 
     Components that ``model_index.json`` lists as null (a teacher without T5) stay absent.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor, nn
 
+from distill.adapters.adapter import Condition
 from distill.errors import DistillError
 
 if TYPE_CHECKING:
@@ -23,39 +23,6 @@ _GRID_OPTIONS = (
     "shift_terminal",
     "invert_sigmas",
 )
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the transformer is conditioned on, one row a prompt."""
-
-    prompt_embeds: Tensor  # (B, T, D)
-    pooled: Tensor  # (B, P)
-
-    def __len__(self) -> int:
-        return self.pooled.shape[0]
-
-    def __getitem__(self, rows: Tensor | slice) -> Condition:
-        return Condition(self.prompt_embeds[rows], self.pooled[rows])
-
-    def to(self, device: torch.device | str) -> Condition:
-        """The same rows on another device."""
-        return Condition(self.prompt_embeds.to(device), self.pooled.to(device))
-
-    def expand(self, rows: int) -> Condition:
-        """Repeat a single row, without copying it."""
-        return Condition(
-            self.prompt_embeds.expand(rows, -1, -1),
-            self.pooled.expand(rows, -1),
-        )
-
-    @staticmethod
-    def cat(conditions: list[Condition]) -> Condition:
-        """Stack the rows of several conditions."""
-        return Condition(
-            torch.cat([c.prompt_embeds for c in conditions]),
-            torch.cat([c.pooled for c in conditions]),
-        )
 
 
 class Sd3Adapter:
