@@ -1,0 +1,59 @@
+"""What is asked of an engine, and what it answers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make.
+
+    ``size`` is ``WIDTHxHEIGHT``; ``partials`` is how many previews are wanted on the way, of which
+    there are at most ``steps - 1``; no step is begun after ``deadline`` (unix seconds).
+    """
+
+    prompt: str
+    seed: int
+    steps: int
+    size: str
+    partials: int = 0
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The picture as the model foresees it after ``step`` steps; ``index`` counts from 0."""
+
+    image: Pixels
+    index: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """(H, W, 3) pixels and the report of how they were made.
+
+    The report: ``batches``, the size of every step's batch; ``tokens`` of the prompt; ``arrived``,
+    unix seconds; ``spans``, a list of (stage, milliseconds after ``arrived``, milliseconds);
+    ``milliseconds``, their sums by stage; the stages are queue, text, steps, partials and decode.
+    """
+
+    image: Pixels
+    report: dict[str, Any]
+
+
+class EngineError(Exception):
+    """A picture that will not be made; the text is for the client.
+
+    ``kind`` is ``invalid`` (the request cannot be served as it is), ``expired`` (its deadline
+    passed), ``cancelled`` or ``failed`` (the model broke).
+    """
+
+    def __init__(self, message: str, kind: str = "failed") -> None:
+        super().__init__(message)
+        self.kind = kind
