@@ -24,7 +24,7 @@ from distill.emoji.vocabulary import (
 CANVAS = 64
 # One in so many combinations is never trained on: what is made of it was composed, not remembered.
 HELD_OUT_PART = 20
-_BACKGROUNDS = (*COLORS, *SCENES)
+BACKGROUNDS = (*COLORS, *SCENES)
 _MARGIN = 2
 _JITTER = 1
 
@@ -78,7 +78,7 @@ def draw_composition(
 ) -> Composition:
     """Draw a composition from the first ``subjects`` words; a share of ``pairs`` holds two."""
     while True:
-        place = str(rng.choice(_BACKGROUNDS))
+        place = str(rng.choice(BACKGROUNDS))
         if rng.random() < pairs:
             first, second = rng.choice(subjects, 2, replace=False).tolist()
             drawn = pair(first, str(rng.choice(list(RELATIONS))), second, place)
