@@ -17,6 +17,11 @@ class Settings:
     open: Annotated[bool, "open the playground in a browser, where there is a screen"] = False
     body_limit: Annotated[int, "largest request body in bytes"] = 65536
     prompt_limit: Annotated[int, "longest prompt in characters"] = 4000
+    public_url: Annotated[
+        str | None, "address of this server in links, if not what clients use"
+    ] = None
+    url_bytes: Annotated[int, "memory for pictures behind links"] = 256 * 2**20
+    url_seconds: Annotated[float, "how long links to pictures last"] = 3600.0
     start_seconds: Annotated[float, "how long Triton may take to load the models"] = 600.0
     drain_seconds: Annotated[float, "how long requests in flight may take after Ctrl-C"] = 30.0
     heartbeat_seconds: Annotated[float, "how often each model is asked for a sign of life"] = 2.0

@@ -11,9 +11,11 @@ from starlette.types import ASGIApp
 import cdm_serve
 from cdm_serve.api.edge import Edge
 from cdm_serve.api.errors import install_handlers
+from cdm_serve.api.files import FileStore, files_router
 from cdm_serve.api.health import health_router
 from cdm_serve.api.images import images_router
 from cdm_serve.api.models import models_router
+from cdm_serve.api.studio import Studio
 from cdm_serve.settings import Settings
 from cdm_serve.triton.supervisor import Supervisor
 
@@ -23,7 +25,10 @@ def create_app(settings: Settings, supervisor: Supervisor, executor: Executor) -
     # FastAPI's own documentation pages load scripts from elsewhere; the schema is served.
     app = FastAPI(title="cdm-serve", version=cdm_serve.__version__, docs_url=None, redoc_url=None)
     install_handlers(app)
-    app.include_router(images_router(settings, supervisor, executor))
+    store = FileStore(settings.url_bytes, settings.url_seconds)
+    studio = Studio(supervisor, executor)
+    app.include_router(images_router(settings, supervisor, studio, store))
+    app.include_router(files_router(store))
     app.include_router(models_router(supervisor, created=int(time.time())))
     app.include_router(health_router(supervisor))
     page = files("cdm_serve").joinpath("playground.html").read_text(encoding="utf-8")

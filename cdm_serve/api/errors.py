@@ -6,23 +6,63 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from cdm_serve.triton.client import TritonError, TritonLost
 
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
+TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+MEANINGS = {
+    400: "a field, or the body, is not what it must be; the error names it",
+    401: "the key is missing or wrong",
+    404: "there is no such thing here",
+    413: "the body is too large",
+    429: "too much at the moment; Retry-After says when there is room",
+    500: "the server or the model failed",
+    503: "the model is being loaded or restarted",
+    504: "the deadline that the request came with has passed",
+}
+
+
+class ErrorFields(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every failure of every route."""
+
+    error: ErrorFields
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """A route's ``responses`` for these failures."""
+    return {status: {"model": ErrorAnswer, "description": MEANINGS[status]} for status in statuses}
+
 
 class ApiError(Exception):
     """A refusal; ``param`` names the field at fault."""
 
     def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.param = param
         self.code = code
+        self.headers = headers
 
 
 def error_response(
@@ -34,9 +74,16 @@ def error_response(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The answer that OpenAI's clients turn into their own exceptions."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    body = error_body(message, status=status, param=param, code=code)
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+def error_body(
+    message: str, *, status: int, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """An ``ErrorAnswer``."""
+    kind = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -44,7 +91,13 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
-        return error_response(str(error), status=error.status, param=error.param, code=error.code)
+        return error_response(
+            str(error),
+            status=error.status,
+            param=error.param,
+            code=error.code,
+            headers=error.headers,
+        )
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -14,12 +14,15 @@ RAW_TYPES: dict[str, OutputFormat] = {
     "image/jpeg": "jpeg",
     "image/webp": "webp",
 }
-STEPS_QUALITY = {1: "low", 2: "medium", 4: "high"}
+STEPS_QUALITY = {1: "low", 2: "medium", 4: "high", 8: "xhigh", 16: "max"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``seeds`` has one entry a picture; ``raw``: answer with the picture itself, not JSON."""
+    """``seeds`` has one entry a picture.
+
+    ``raw``: answer with the picture itself, not JSON; ``link``: with its address.
+    """
 
     model: ModelCard
     prompt: str
@@ -29,6 +32,7 @@ class Plan:
     output_format: OutputFormat
     compression: int
     raw: bool
+    link: bool
 
     @property
     def width(self) -> int:
@@ -63,8 +67,14 @@ def make_plan(
     model = find_model(request.model, models)
     count = 1 if request.n is None else request.n
     raw_format = _raw_format(accept)
+    link = request.response_format == "url"
     if raw_format is not None and count > 1:
         raise ApiError("n: only 1 picture fits an image answer; accept application/json", param="n")
+    if raw_format is not None and link:
+        raise ApiError(
+            "response_format: url contradicts the Accept header, which asks for the picture itself",
+            param="response_format",
+        )
     output_format = _output_format(request, raw_format)
     first = secrets.randbits(32) if request.seed is None else request.seed
     return Plan(
@@ -76,6 +86,7 @@ def make_plan(
         output_format=output_format,
         compression=_compression(request, output_format),
         raw=raw_format is not None,
+        link=link,
     )
 
 
@@ -102,9 +113,7 @@ def find_model(name: str | None, models: dict[str, ModelCard]) -> ModelCard:
 
 def _steps(request: ImageRequest, model: ModelCard) -> int:
     by_quality = QUALITY_STEPS.get(request.quality or "auto")
-    steps = request.num_inference_steps
-    if steps is None:
-        return by_quality or model.default_steps
+    steps = request.num_inference_steps or by_quality or model.default_steps
     if by_quality not in (None, steps):
         raise ApiError(
             f"num_inference_steps: {steps} contradicts quality {request.quality}, which is "
@@ -112,9 +121,10 @@ def _steps(request: ImageRequest, model: ModelCard) -> int:
             param="num_inference_steps",
         )
     if steps > model.max_steps:
+        param = "quality" if request.num_inference_steps is None else "num_inference_steps"
         raise ApiError(
-            f"num_inference_steps: {model.id} goes up to {model.max_steps}",
-            param="num_inference_steps",
+            f"{param}: {steps} steps are too many, {model.id} goes up to {model.max_steps}",
+            param=param,
         )
     return steps
 

@@ -9,7 +9,15 @@ from cdm_serve.api.encode import OutputFormat
 
 # The largest integer that every JSON reader keeps exactly.
 MAX_SEED = 2**53 - 1
-QUALITY_STEPS = {"low": 1, "medium": 2, "high": 4, "standard": 4, "hd": 4}
+QUALITY_STEPS = {
+    "low": 1,
+    "medium": 2,
+    "high": 4,
+    "standard": 4,
+    "hd": 4,
+    "xhigh": 8,
+    "max": 16,
+}
 
 
 def _prompt(prompt: str) -> str:
@@ -31,8 +39,10 @@ class ImageRequest(BaseModel):
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = None
     size: str | None = None
-    quality: Literal["auto", "low", "medium", "high", "standard", "hd"] | None = None
-    response_format: str | None = None
+    quality: Literal["auto", "low", "medium", "high", "standard", "hd", "xhigh", "max"] | None = (
+        None
+    )
+    response_format: Literal["b64_json", "url"] | None = None
     output_format: OutputFormat | None = None
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
@@ -46,11 +56,6 @@ class ImageRequest(BaseModel):
     guidance_scale: float | None = None
     user: str | None = None
     safety_identifier: str | None = None
-
-    @field_validator("response_format")
-    @classmethod
-    def _b64_only(cls, value: str | None) -> str | None:
-        return _only(value, "b64_json", "this server stores no pictures to link to")
 
     @field_validator("stream")
     @classmethod

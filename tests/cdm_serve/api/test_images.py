@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,7 +27,8 @@ def test_the_openai_client_gets_a_picture(client, manifest):
     (item,) = answer.data
     image = opened(item)
     assert (image.format, image.size) == ("PNG", (64, 64))
-    assert image.text == {"seed": "7", "steps": "4", "model": manifest.fingerprint}
+    facts = {"seed": "7", "steps": "4", "model": "tiny", "fingerprint": manifest.fingerprint}
+    assert image.text == facts
     assert item.seed == 7
     assert (answer.size, answer.quality, answer.output_format) == ("64x64", "high", "png")
     assert answer.usage.input_tokens == answer.usage.input_tokens_details.text_tokens > 2
@@ -75,7 +77,43 @@ def test_accept_gives_the_picture_itself(server, kind):
     )
     assert response.headers["content-type"] == f"image/{kind}"
     assert (response.headers["x-seed"], response.headers["x-steps"]) == ("5", "4")
+    assert json.loads(response.headers["x-receipt"])["seed"] == 5
     assert Image.open(io.BytesIO(response.content)).format == kind.upper()
+
+
+def test_a_link_leads_to_the_same_file(client, server):
+    answer = client.images.generate(
+        prompt="a fox", n=2, response_format="url", output_format="jpeg", extra_body={"seed": 3}
+    )
+    inline = client.images.generate(
+        prompt="a fox", n=2, output_format="jpeg", extra_body={"seed": 3}
+    )
+    for linked, item in zip(answer.data, inline.data, strict=True):
+        assert linked.b64_json is None
+        assert linked.url.startswith(f"{server.url}/v1/images/files/")
+        response = server.http.get(linked.url)
+        assert response.headers["content-type"] == "image/jpeg"
+        assert response.content == base64.b64decode(item.b64_json)
+    gone = server.http.get("/v1/images/files/nothing.png")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_every_picture_comes_with_its_receipt(server, manifest):
+    answer = server.generate(prompt="a fox", seed=3, n=2, quality="medium", size="96x64").json()
+    for index, item in enumerate(answer["data"]):
+        receipt = item["receipt"]
+        batches, milliseconds = receipt.pop("batches"), receipt.pop("milliseconds")
+        assert receipt == {
+            "seed": 3 + index,
+            "steps": 2,
+            "size": "96x64",
+            "model": "tiny",
+            "fingerprint": manifest.fingerprint,
+        }
+        assert len(batches) == 2
+        assert all(batch >= 1 for batch in batches)
+        assert {"queue", "text", "steps", "decode", "encode"} <= set(milliseconds)
+        assert all(value >= 0 for value in milliseconds.values())
 
 
 def test_quality_is_a_number_of_steps(server):
@@ -109,7 +147,7 @@ def test_a_crowd_gets_the_bytes_that_each_gets_alone(server):
     [
         ({"model": "dall-e-3"}, openai.NotFoundError, "model"),
         ({"size": "1024x1024"}, openai.BadRequestError, "size"),
-        ({"response_format": "url"}, openai.BadRequestError, "response_format"),
+        ({"response_format": "link"}, openai.BadRequestError, "response_format"),
         ({"extra_body": {"cfg": 3}}, openai.BadRequestError, "cfg"),
     ],
 )

@@ -45,7 +45,16 @@ def test_image_i_of_n_has_the_next_seed():
 
 @pytest.mark.parametrize(
     ("quality", "steps"),
-    [("low", 1), ("medium", 2), ("high", 4), ("standard", 4), ("hd", 4), ("auto", 4), (None, 4)],
+    [
+        ("low", 1),
+        ("medium", 2),
+        ("high", 4),
+        ("standard", 4),
+        ("hd", 4),
+        ("xhigh", 8),
+        ("auto", 4),
+        (None, 4),
+    ],
 )
 def test_quality_is_a_number_of_steps(quality, steps):
     assert plan(quality=quality).steps == steps
@@ -62,6 +71,8 @@ def test_quality_is_a_number_of_steps(quality, steps):
         ({"num_inference_steps": 8, "quality": "low"}, "num_inference_steps"),
         ({"output_format": "webp", "accept": "image/png"}, "output_format"),
         ({"n": 2, "accept": "image/png"}, "n"),
+        ({"quality": "max"}, "quality"),
+        ({"response_format": "url", "accept": "image/png"}, "response_format"),
         ({"output_compression": 50}, "output_compression"),
         ({"output_compression": 50, "accept": "image/png"}, "output_compression"),
     ],
