@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
-from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
@@ -17,8 +15,9 @@ from distill import checkpoint
 from distill.adapters import load_adapter
 from distill.errors import DistillError
 from distill.files import drop_unfinished
+from distill.parallel import Processes
 from distill.progress import TrainingProgress
-from distill.prompts import encode_prompts, read_prompts
+from distill.prompts import PromptStream, read_prompts
 from distill.recipe import Recipe
 from distill.runlog import RunLog
 from distill.student import save_student
@@ -34,33 +33,44 @@ def distil(recipe: Recipe, folder: Path, resume: bool, console: Console) -> int:
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    drop_unfinished(folder)
+    if recipe.runtime.threads:
+        torch.set_num_threads(recipe.runtime.threads)
+    processes = Processes(recipe.runtime.device)
+    if processes.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
+    console.quiet = not processes.main
     there = checkpoint.found(folder)
     if there and not resume:
         raise DistillError(
             f"{folder} holds checkpoints: continue with --resume, or name a new --run"
         )
-    if recipe.runtime.threads:
-        torch.set_num_threads(recipe.runtime.threads)
-    prompts = read_prompts(Path(recipe.prompts))
-    prompts_hash = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    if processes.main:
+        drop_unfinished(folder)
     adapter = load_adapter(recipe.teacher, max_sequence_length=recipe.max_sequence_length)
-    embeddings = encode_prompts(adapter, [*prompts, ""])
-    trainer = Trainer(adapter, recipe, embeddings[: len(prompts)], embeddings[len(prompts) :])
+    prompts = PromptStream(
+        adapter,
+        read_prompts(recipe.prompts),
+        recipe.seed,
+        recipe.runtime.prompts_in_memory,
+        processes.device,
+    )
+    trainer = Trainer(adapter, recipe, prompts, prompts.encode([""]), processes)
     if there:
-        trainer.load_state_dict(checkpoint.load(there[-1], asdict(recipe), prompts_hash))
+        checkpoint.load(there[-1], trainer)
         console.print(f"continuing from {there[-1]}", soft_wrap=True)
     log = RunLog(folder, trainer.updates)
 
     interrupted = _Interrupt()
     with interrupted, TrainingProgress(console, recipe.updates, trainer.updates) as progress:
-        train(trainer, folder, prompts_hash, log, progress.report, interrupted.asked)
+
+        def stop() -> bool:
+            return processes.any(interrupted.asked())
+
+        train(trainer, folder, log, progress.report, stop)
     if trainer.updates < recipe.updates:
         console.print(f"stopped after update {trainer.updates}; continue with --resume")
         return 130
-    output = save_student(
-        trainer.average, replace(recipe, updates=trainer.updates), trainer.updates
-    )
+    output = save_student(trainer)
     console.print(f"student after {trainer.updates} updates: {output}", soft_wrap=True)
     return 0
 

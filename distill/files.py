@@ -38,7 +38,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 def drop_unfinished(folder: Path) -> None:
     """Delete what a killed process was writing in ``folder``."""
     for temporary in folder.glob(".*.tmp"):
-        temporary.unlink()
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink()
 
 
 @contextmanager

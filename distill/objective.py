@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from distill.adapters import Condition
+from distill.draws import Draws, Level
 from distill.flow import euler, noised, predicted_x0
 from distill.losses import ca_loss, dm_loss, flow_matching_loss
 from distill.passes import Point, merged
 from distill.recipe import LossRecipe
 from distill.rollout import Anchors, Velocity
-from distill.schedule import uniform_sigmas
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,10 @@ class Velocities:
     fake: Velocity
 
 
-def fake_loss(fake: Velocity, x0: Tensor, condition: Condition, generator: Generator) -> Tensor:
+def fake_loss(fake: Velocity, x0: Tensor, condition: Condition, level: Level) -> Tensor:
     """Flow matching on the student's own pictures ``x0`` (B, C, h, w), at one level each."""
-    noise = _noise_like(x0, generator)
-    sigma = uniform_sigmas(len(x0), generator)
-    return flow_matching_loss(fake(noised(x0, sigma, noise), sigma, condition), x0, noise)
+    velocity = fake(noised(x0, level.sigma, level.noise), level.sigma, condition)
+    return flow_matching_loss(velocity, x0, level.noise)
 
 
 def student_losses(
@@ -38,80 +37,63 @@ def student_losses(
     condition: Condition,
     null: Condition,
     recipe: LossRecipe,
-    generator: Generator,
+    draws: Draws,
 ) -> dict[str, Tensor]:
     """CA, DM and CDM by name, unweighted scalars; a loss of weight 0 is not computed.
 
-    One merged pass each: student [on; off the trajectory], teacher [ca; dm; cdm; ca without the
-    prompt], fake [dm; cdm].
+    One pass each: teacher [ca; dm; cdm; ca without the prompt], fake [dm; cdm], student [on; off
+    the trajectory]. If ``anchors.velocity`` carries the student's gradient it is the first half of
+    the student's pass, which then has the second half alone to do.
 
     Args:
         velocities: the student's outputs carry gradients, the others' do not.
-        anchors: the rollout's points; its own velocity extrapolates off the trajectory, so both
-            student inputs are known before its pass.
+        anchors: the rollout's points.
         condition: B rows.
         null: the empty prompt, one row.
-        recipe: weights, alpha and floor.
-        generator: on the device of the latents.
+        recipe: weights, alpha and floor, and where CDM's input lies.
+        draws: of the same B samples.
     """
-    batch = len(anchors.sigma)
     inputs: dict[str, Point] = {}
-    if recipe.ca or recipe.dm:
+    if recipe.on_trajectory:
         inputs["on"] = Point(anchors.x, anchors.sigma, condition)
-    if recipe.cdm:
-        sigma = uniform_sigmas(batch, generator)
-        x = euler(anchors.x, anchors.velocity, anchors.sigma, sigma)
-        inputs["off"] = Point(x, sigma, condition)
-    v_student = merged(velocities.student, inputs)
-
-    def renoised(name: str, cap: Tensor | None = None) -> Point:
-        """The student's picture from an input, with fresh noise at a level of its own."""
-        x0 = predicted_x0(inputs[name].x, inputs[name].sigma, v_student[name].detach())
-        sigma = uniform_sigmas(batch, generator, cap)
-        return Point(noised(x0, sigma, _noise_like(x0, generator)), sigma, condition)
+    if draws.off is not None:
+        inputs["off"] = Point(_off(anchors, draws.off, recipe), draws.off.sigma, condition)
+    v_student = {"on": anchors.velocity} if anchors.velocity.requires_grad else {}
+    missing = {name: point for name, point in inputs.items() if name not in v_student}
+    v_student |= merged(velocities.student, missing)
+    source = {"ca": "on", "dm": "on", "cdm": "on" if draws.off is None else "off"}
 
     seen: dict[str, Point] = {}
-    if recipe.ca:
-        seen["ca"] = renoised("on", cap=anchors.sigma)
-    if recipe.dm:
-        seen["dm"] = renoised("on")
-    if recipe.cdm:
-        seen["cdm"] = renoised("off")
+    for name, level in draws.teachers.items():
+        at = inputs[source[name]]
+        x0 = predicted_x0(at.x, at.sigma, v_student[source[name]].detach())
+        seen[name] = Point(noised(x0, level.sigma, level.noise), level.sigma, condition)
     taught = dict(seen)
-    if recipe.ca:
-        taught["ca_uncond"] = replace(seen["ca"], condition=null.expand(batch))
-    matched: dict[str, Point] = {name: seen[name] for name in ("dm", "cdm") if name in seen}
+    if "ca" in seen:
+        taught["ca_uncond"] = replace(seen["ca"], condition=null.expand(len(draws)))
+    matched = {name: point for name, point in seen.items() if name != "ca"}
     with torch.no_grad():
         v_teacher = merged(velocities.teacher, taught)
         v_fake = merged(velocities.fake, matched)
 
     losses: dict[str, Tensor] = {}
-    if recipe.ca:
-        losses["ca"] = ca_loss(
-            v_student["on"],
-            v_teacher["ca"],
-            v_teacher["ca_uncond"],
-            inputs["on"].x,
-            seen["ca"].x,
-            inputs["on"].sigma,
-            seen["ca"].sigma,
-            recipe.alpha,
-            recipe.floor,
-        )
-    for name, level in matched.items():
-        source = "on" if name == "dm" else "off"
-        losses[name] = dm_loss(
-            v_student[source],
-            v_teacher[name],
-            v_fake[name],
-            inputs[source].x,
-            level.x,
-            inputs[source].sigma,
-            level.sigma,
-            recipe.floor,
-        )
+    for name, level_point in seen.items():
+        at, x, sigma = inputs[source[name]], level_point.x, level_point.sigma
+        v = v_student[source[name]]
+        if name == "ca":
+            unguided, alpha, floor = v_teacher["ca_uncond"], recipe.alpha, recipe.floor
+            losses[name] = ca_loss(
+                v, v_teacher[name], unguided, at.x, x, at.sigma, sigma, alpha, floor
+            )
+        else:
+            losses[name] = dm_loss(
+                v, v_teacher[name], v_fake[name], at.x, x, at.sigma, sigma, recipe.floor
+            )
     return losses
 
 
-def _noise_like(x: Tensor, generator: Generator) -> Tensor:
-    return torch.randn(x.shape, generator=generator, device=x.device)
+def _off(anchors: Anchors, level: Level, recipe: LossRecipe) -> Tensor:
+    """CDM's input at ``level``, reached from the anchors."""
+    if recipe.off_trajectory == "noise":
+        return noised(anchors.x0, level.sigma, level.noise)
+    return euler(anchors.x, anchors.velocity.detach(), anchors.sigma, level.sigma)

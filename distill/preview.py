@@ -12,19 +12,20 @@ from distill.trainer import Trainer
 def preview_pictures(trainer: Trainer) -> Tensor:
     """The averaged student's pictures of the first prompts, (B, 3, H, W) in [0, 1]."""
     adapter, recipe = trainer.adapter, trainer.recipe
-    count = min(recipe.log.preview_pictures, len(trainer.prompts))
+    prompts = trainer.prompts.prompts[: recipe.log.preview_pictures]
     # Each picture has its own seed, so that one is the same in a grid of any size.
     noise = torch.stack(
         [
             torch.randn(trainer.latent_shape, generator=torch.Generator().manual_seed(seed))
-            for seed in range(count)
+            for seed in range(len(prompts))
         ]
     ).to(trainer.device)
-    latents = sample(
-        trainer.velocity_of(trainer.average),
-        noise,
-        adapter.sigmas(recipe.steps, recipe.height, recipe.width),
-        trainer.prompts[:count].to(trainer.device),
-    )
+    with trainer.averaged():
+        latents = sample(
+            trainer.velocities.student,
+            noise,
+            adapter.sigmas(recipe.steps, recipe.height, recipe.width),
+            trainer.prompts.encode(prompts).to(trainer.device),
+        )
     adapter.pipeline.vae.to(trainer.device)
     return (adapter.decode(latents) / 2 + 0.5).clamp(0, 1).cpu()

@@ -1,44 +1,105 @@
-"""Prompts: read once, encoded once, drawn in shuffled epochs."""
+"""Prompts: read once, drawn in shuffled epochs, encoded once or block by block."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill.adapters import Condition, Sd3Adapter
-from distill.errors import DistillError
+from distill.adapters import Adapter, Condition
+from distill.prompt_sources import read_prompts
+
+__all__ = ["PromptStream", "read_prompts"]
 
 _ENCODED_TOGETHER = 32
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line; blank lines do not count.
+class PromptStream:
+    """The condition of every sample of a run.
 
-    Raises:
-        DistillError: no such file, not UTF-8, or no prompt in it.
+    Up to ``in_memory`` prompts are encoded once. More are encoded as they are needed, for
+    ``in_memory`` samples at a time; such a block starts at a multiple of that, so that a run that
+    was interrupted encodes the same prompts together and gets the same bits.
+
+    Args:
+        adapter: its text encoders are on the CPU, but for the time of encoding.
+        prompts: at least one.
+        seed: of the epochs' order.
+        in_memory: embeddings held at a time, in the CPU's memory.
+        device: where encoding happens.
     """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        prompts: list[str],
+        seed: int,
+        in_memory: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.adapter, self.prompts, self.seed = adapter, prompts, seed
+        self.in_memory, self.device = in_memory, device
+        self._block = -1
+        self._groups: list[Condition] = []
+
+    @property
+    def sha256(self) -> str:
+        """What two runs of the same prompts have in common."""
+        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
+
+    def at(self, samples: range) -> Condition:
+        """The conditions of the run's samples of these numbers, on the CPU; a row each."""
+        count = len(self.prompts)
+        once = count <= self.in_memory
+        order = rows_at(samples.start, len(samples), count, self.seed).tolist()
+        rows = []
+        for sample, row in zip(samples, order, strict=True):
+            block, place = (0, row) if once else divmod(sample, self.in_memory)
+            if block != self._block:
+                self._encode_block(block, once)
+            group, place = divmod(place, _ENCODED_TOGETHER)
+            rows.append(self._groups[group][place : place + 1])
+        return Condition.cat(rows)
+
+    def encode(self, prompts: list[str]) -> Condition:
+        """The conditions of any prompts, a row each, on the CPU; ``""`` is the null condition."""
+        return Condition.cat(self._encoded(prompts))
+
+    def _encode_block(self, block: int, once: bool) -> None:
+        self._groups = []  # freed before the new ones are made
+        if once:
+            prompts = self.prompts
+        else:
+            rows = rows_at(block * self.in_memory, self.in_memory, len(self.prompts), self.seed)
+            prompts = [self.prompts[row] for row in rows.tolist()]
+        self._groups, self._block = self._encoded(prompts), block
+
+    def _encoded(self, prompts: list[str]) -> list[Condition]:
+        starts = range(0, len(prompts), _ENCODED_TOGETHER)
+        with _on(self.device, self.adapter):
+            return [
+                self.adapter.encode(prompts[start : start + _ENCODED_TOGETHER]).to("cpu")
+                for start in starts
+            ]
+
+
+@contextmanager
+def _on(device: torch.device | str, adapter: Adapter) -> Iterator[None]:
+    """Text encoders on a device for a while: training needs its memory for other things."""
+    parts = adapter.pipeline.components.items()
+    encoders = [m for n, m in parts if n.startswith("text_encoder") and isinstance(m, nn.Module)]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DistillError(f"prompt file {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DistillError(f"prompt file {path} is not UTF-8 text") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise DistillError(f"prompt file {path} is empty; expected one prompt a line")
-    return prompts
-
-
-def encode_prompts(adapter: Sd3Adapter, prompts: list[str]) -> Condition:
-    """All prompts' embeddings, a row each. The encoders are frozen, so once is enough."""
-    groups = [
-        adapter.encode(prompts[start : start + _ENCODED_TOGETHER])
-        for start in range(0, len(prompts), _ENCODED_TOGETHER)
-    ]
-    return Condition.cat(groups)
+        for encoder in encoders:
+            encoder.to(device)
+        yield
+    finally:
+        for encoder in encoders:
+            encoder.to("cpu")
 
 
 def rows_at(position: int, batch: int, count: int, seed: int) -> Tensor:

@@ -46,6 +46,11 @@ class LossRecipe:
     sigmas: Literal["uniform", "logit_normal"] = "uniform"
     off_trajectory: Literal["euler", "noise", "none"] = "euler"
 
+    @property
+    def on_trajectory(self) -> bool:
+        """Whether a loss takes the student where its rollout stopped."""
+        return bool(self.ca or self.dm) or self.off_trajectory == "none"
+
 
 @dataclass(frozen=True)
 class OptimiserRecipe:

@@ -21,22 +21,23 @@ class Anchors:
 
     x: Tensor  # (B, C, h, w), the state at the anchor
     sigma: Tensor  # (B,)
-    velocity: Tensor  # (B, C, h, w), the student's own at (x, sigma)
+    velocity: Tensor  # (B, C, h, w), the student's own at (x, sigma); may carry its gradient
 
     @property
     def x0(self) -> Tensor:
-        """The student's clean picture as it predicts it from here."""
-        return predicted_x0(self.x, self.sigma, self.velocity)
+        """The student's clean picture as it predicts it from here, without gradient."""
+        return predicted_x0(self.x, self.sigma, self.velocity.detach())
 
 
 @torch.no_grad()
 def rollout(
     velocity: Velocity, noise: Tensor, schedule: Tensor, index: Tensor, condition: Condition
-) -> Anchors:
-    """Euler's ODE from noise along ``schedule``; sample b stops at anchor ``index[b]``.
+) -> Tensor:
+    """Euler's ODE from noise along ``schedule``: each sample's state at its anchor, float32.
 
-    A sample leaves the batch when it has arrived, so one with index i costs i forwards and the
-    result is that of the full rollout.
+    A sample leaves the batch when it has arrived, so one with index i costs i - 1 forwards and the
+    result is that of the full rollout. The velocity at the anchor is the caller's to compute: it is
+    the forward that trains the student.
 
     Args:
         velocity: the student.
@@ -49,20 +50,9 @@ def rollout(
     steps = index[order]
     rows = order.to(noise.device)
     x, condition = noise.float()[rows], condition[rows]
-    arrived_x, arrived_velocity = torch.empty_like(x), torch.empty_like(x)
-
-    for step in range(1, int(steps[0]) + 1):
-        here, under_way = int((steps >= step).sum()), int((steps > step).sum())
-        sigma = schedule[step - 1].to(x.device).expand(here)
-        v = velocity(x, sigma, condition[:here]).float()
-        arrived_x[under_way:here], arrived_velocity[under_way:here] = x[under_way:], v[under_way:]
-        if under_way:
-            next_sigma = schedule[step].to(x.device).expand(under_way)
-            x = euler(x[:under_way], v[:under_way], sigma[:under_way], next_sigma)
-
-    back = rows.argsort()
-    return Anchors(
-        x=arrived_x[back],
-        sigma=schedule[index - 1].to(x.device),
-        velocity=arrived_velocity[back],
-    )
+    for step in range(1, int(steps[0])):
+        here = int((steps > step).sum())
+        sigma, next_sigma = (schedule[i].to(x.device).expand(here) for i in (step - 1, step))
+        v = velocity(x[:here], sigma, condition[:here])
+        x[:here] = euler(x[:here], v, sigma, next_sigma)
+    return x[rows.argsort()]

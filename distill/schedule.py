@@ -46,9 +46,10 @@ def fixed_schedule(steps: int, shift: Shift) -> Tensor:
     return shift(torch.tensor([1.0 - i / steps for i in range(steps)]))
 
 
-def uniform_index(anchors: int, batch: int, generator: Generator) -> Tensor:
-    """``i ~ U{1..anchors}`` for each sample, int64 (batch,)."""
-    return torch.randint(1, anchors + 1, (batch,), generator=generator, device=generator.device)
+def uniform_index(anchors: int, batch: int, generator: Generator, shared: bool = False) -> Tensor:
+    """``i ~ U{1..anchors}`` for each sample, or one for all that ``shared`` it; int64 (batch,)."""
+    draws = torch.randint(1, anchors + 1, (1 if shared else batch,), generator=generator)
+    return draws.expand(batch)
 
 
 def uniform_sigmas(batch: int, generator: Generator, cap: Tensor | None = None) -> Tensor:
@@ -59,7 +60,17 @@ def uniform_sigmas(batch: int, generator: Generator, cap: Tensor | None = None) 
         generator: decides the device.
         cap: (batch,), the student's own level for the CA loss.
     """
-    draws = torch.rand(batch, generator=generator, device=generator.device)
-    if cap is not None:
-        draws = draws * cap
-    return draws.clamp(SIGMA_MIN, SIGMA_MAX)
+    return _capped(torch.rand(batch, generator=generator, device=generator.device), cap)
+
+
+def logit_normal_sigmas(batch: int, generator: Generator, cap: Tensor | None = None) -> Tensor:
+    """The sigmoid of a standard normal (arXiv 2403.03206, section 3.1), times ``cap``; (batch,).
+
+    Clamped to [0.02, 0.98] like ``uniform_sigmas``.
+    """
+    draws = torch.randn(batch, generator=generator, device=generator.device).sigmoid()
+    return _capped(draws, cap)
+
+
+def _capped(draws: Tensor, cap: Tensor | None) -> Tensor:
+    return (draws if cap is None else draws * cap).clamp(SIGMA_MIN, SIGMA_MAX)

@@ -10,34 +10,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from distill.adapters import load_adapter
 from distill.adapters.loading import pipeline_folder
 from distill.files import whole_folder
+from distill.lora import add_lora, merge_lora
 from distill.recipe import Recipe
+from distill.trainer import Trainer
 
 _PACKAGES = ("cdm-serve", "torch", "diffusers", "transformers")
 
 
-def save_student(network: nn.Module, recipe: Recipe, updates: int) -> Path:
-    """Write the teacher's pipeline with ``network`` as its transformer to ``recipe.output``.
+def save_student(trainer: Trainer) -> Path:
+    """Write the teacher's pipeline with the averaged student as its transformer.
 
-    Args:
-        network: of the transformer's architecture; the averaged student.
-        recipe: the run.
-        updates: student updates made.
+    Adapters are merged into the weights, slices of sharded weights are gathered. Every process of
+    the training calls this, the main one writes to the recipe's ``output``.
 
     Raises:
         DistillError: the teacher is gone or the folder cannot be written; an older student stays.
     """
-    adapter = load_adapter(recipe.teacher, torch.float16, recipe.max_sequence_length)
-    adapter.transformer.load_state_dict(network.state_dict())  # rounds into float16
+    recipe = trainer.recipe
     output = Path(recipe.output)
-    with whole_folder(output) as folder:
-        adapter.pipeline.save_pretrained(folder)
-        description = json.dumps(describe(recipe, updates, adapter.name), indent=2)
-        (folder / "cdm.json").write_text(description + "\n", encoding="utf-8")
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    adapter = load_adapter(recipe.teacher, torch.float16, recipe.max_sequence_length)
+    if recipe.lora.rank:
+        add_lora(adapter.transformer, recipe.lora, recipe.seed)
+    with trainer.averaged():  # what is gathered may be the network's own memory
+        weights = get_model_state_dict(trainer.student, options=options)
+        if trainer.processes.main:
+            adapter.transformer.load_state_dict(weights, strict=False)  # rounds into float16
+    if trainer.processes.main:
+        if recipe.lora.rank:
+            merge_lora(adapter.transformer)
+        with whole_folder(output) as folder:
+            adapter.pipeline.save_pretrained(folder)
+            description = json.dumps(describe(recipe, trainer.updates, adapter.name), indent=2)
+            (folder / "cdm.json").write_text(description + "\n", encoding="utf-8")
+    trainer.processes.wait()
     return output
 
 

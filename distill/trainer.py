@@ -1,65 +1,169 @@
-"""CDM's iteration (arXiv 2605.06376), on one device."""
+"""CDM's iteration (arXiv 2605.06376)."""
 
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
-from typing import Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill import optimiser as adam
-from distill.adapters import Condition, Sd3Adapter
-from distill.ema import averaged_copy, move_towards, ramped_decay
+from distill.adapters import Adapter, Condition
+from distill.draws import Dice, Draws
+from distill.ema import Average, move_towards, ramped_decay, trained
 from distill.errors import DistillError
+from distill.lora import add_lora
 from distill.objective import Velocities, fake_loss, student_losses
-from distill.prompts import rows_at
+from distill.parallel import Processes, blocks
 from distill.recipe import Recipe
 from distill.rollout import Anchors, Velocity, rollout
-from distill.schedule import dynamic_schedule, fixed_schedule, uniform_index
+
+if TYPE_CHECKING:
+    from distill.prompts import PromptStream
 
 
 class Trainer:
     """Student, fake teacher and their average, and everything that decides the next update.
 
     Args:
-        adapter: the teacher's; its transformer is frozen and moved to the recipe's device.
+        adapter: the teacher's; its transformer is frozen and moved to the device.
         recipe: the run.
-        prompts: all prompts' embeddings, a row each; they stay where they are.
+        prompts: the condition of every sample of the run.
         null: the empty prompt's embedding, one row.
+        processes: those that train together.
+
+    Raises:
+        DistillError: the recipe does not fit the processes.
     """
 
     def __init__(
-        self, adapter: Sd3Adapter, recipe: Recipe, prompts: Condition, null: Condition
+        self,
+        adapter: Adapter,
+        recipe: Recipe,
+        prompts: PromptStream,
+        null: Condition,
+        processes: Processes,
     ) -> None:
-        self.adapter, self.recipe = adapter, recipe
-        self.device = choose_device(recipe.runtime.device)
+        if processes.sharded and recipe.schedule.index != "shared":
+            raise DistillError(
+                "recipe key schedule.index must be 'shared' with FSDP: sharded networks are "
+                "gathered by all processes at once, so all must stop at the same anchor"
+            )
+        self.adapter, self.recipe, self.processes = adapter, recipe, processes
+        self.device = processes.device
         self.prompts, self.null = prompts, null.to(self.device)
         self.latent_shape = adapter.latent_shape(recipe.height, recipe.width)
+        self.rows = processes.rows(recipe.batch, recipe.runtime.accumulate)
+        self.dice = Dice(recipe, self.latent_shape, self._shift, self.rows, self.device)
         self.updates = 0
 
-        teacher = adapter.transformer.to(self.device).eval().requires_grad_(False)
+        teacher = adapter.transformer.eval().requires_grad_(False)
         # float32 masters: bfloat16 would lose updates of 1e-5.
-        self.student = copy.deepcopy(teacher).float().requires_grad_(True)
-        self.fake = copy.deepcopy(self.student)
-        self.average = averaged_copy(self.student)
+        self.student = self._trainable(teacher)
+        self.fake = self._trainable(teacher)
+        networks = [self.student, self.fake, teacher]
+        if recipe.runtime.compile:
+            for block in (block for network in networks for block in blocks(network)):
+                # Rollouts shrink from sample to sample unless all stop at the same anchor.
+                block.compile(dynamic=recipe.schedule.index != "shared")
+        for network in networks:
+            processes.place(network)
+        self.average = Average(self.student)
         self.velocities = Velocities(
-            student=self.velocity_of(self.student),
-            teacher=self.velocity_of(teacher),
-            fake=self.velocity_of(self.fake),
+            student=self._velocity_of(self.student),
+            teacher=self._velocity_of(teacher),
+            fake=self._velocity_of(self.fake),
         )
         self.student_optimiser = adam.adamw(self.student, recipe.optimiser)
         self.fake_optimiser = adam.adamw(self.fake, recipe.optimiser)
-        # The host's decides batch sizes and must not wait for a device; the other draws noise.
-        self.host_generator = torch.Generator().manual_seed(recipe.seed)
-        self.generator = torch.Generator(self.device).manual_seed(recipe.seed + 1)
 
-    def velocity_of(self, network: nn.Module) -> Velocity:
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a continuation must have in common with this run."""
+        return {"recipe": asdict(self.recipe), "prompts": self.prompts.sha256}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context the student is its moving average."""
+        with self.average.applied():
+            yield
+
+    def update(self) -> dict[str, Tensor]:
+        """One student update and the fake-teacher updates that belong to it.
+
+        Returns:
+            Losses, gradient norms and the latents' mean and standard deviation over this process's
+            samples: scalars on the device, not waited for.
+        """
+        for part in range(self.recipe.fake_updates):
+            iteration = self.updates * self.recipe.fake_updates + part
+            last = part == self.recipe.fake_updates - 1
+            condition = self._next_prompts(iteration)
+            draws = self.dice.iteration(student=last)
+            cut = [(draws[rows], condition[rows]) for rows in self._parts()]
+            # The forward at the anchor, with its gradient, is half of the student's pass; but the
+            # graphs of several parts would have to live through the fake teacher's update.
+            graded = last and len(cut) == 1 and self.recipe.loss.on_trajectory
+            anchors = [self._anchors(*part, graded) for part in cut]
+            metrics = self._update_fake(anchors, cut, iteration)
+        metrics |= self._update_student(anchors, cut)
+        self.updates += 1
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on; the prompts' position follows from ``updates``.
+
+        The tensors are the trainer's own, sharded where the networks are.
+        """
+        return {
+            "updates": self.updates,
+            "student": _values(self.student),
+            "fake": _values(self.fake),
+            "average": self.average.values,
+            "student_optimiser": get_optimizer_state_dict(self.student, self.student_optimiser),
+            "fake_optimiser": get_optimizer_state_dict(self.fake, self.fake_optimiser),
+            "dice": self.dice.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state_dict``."""
+        self.updates = state["updates"]
+        for name, values in (
+            ("student", _values(self.student)),
+            ("fake", _values(self.fake)),
+            ("average", self.average.values),
+        ):
+            for key, value in values.items():
+                value.copy_(state[name][key])
+        for network, optimiser, key in (
+            (self.student, self.student_optimiser, "student_optimiser"),
+            (self.fake, self.fake_optimiser, "fake_optimiser"),
+        ):
+            set_optimizer_state_dict(network, optimiser, state[key])
+        self.dice.load_state_dict(state["dice"])
+
+    def _trainable(self, teacher: nn.Module) -> nn.Module:
+        network = copy.deepcopy(teacher).float()
+        if self.recipe.lora.rank:
+            add_lora(network, self.recipe.lora, self.recipe.seed)
+        else:
+            network.requires_grad_(True)
+        if self.recipe.runtime.gradient_checkpointing:
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
+        return network
+
+    def _velocity_of(self, network: nn.Module) -> Velocity:
         """``v(x, sigma, condition)`` of a network, in the recipe's precision."""
         low = self.recipe.runtime.precision == "bf16"
-        on_cpu = self.device.type == "cpu"
 
         def velocity(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
             with ExitStack() as contexts:
@@ -67,123 +171,85 @@ class Trainer:
                 contexts.enter_context(
                     torch.autocast(self.device.type, torch.bfloat16, enabled=low)
                 )
-                if on_cpu and torch.is_grad_enabled():
-                    # Plain matmul and softmax: a trained pass is 18 % faster at 64 image tokens.
-                    contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
+                if torch.is_grad_enabled():
+                    contexts.enter_context(self._attention())
                 return self.adapter.velocity(network, x, sigma, condition)
 
         return velocity
 
-    def update(self) -> dict[str, Tensor]:
-        """One student update and the fake-teacher updates that belong to it.
+    def _attention(self) -> AbstractContextManager[None]:
+        """The kernel for trained passes: on a CPU matmul and softmax, 18 % faster at 64 tokens."""
+        if self.device.type == "cpu":
+            attention: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+            return attention
+        return nullcontext()
 
-        Returns:
-            Losses, gradient norms and the latents' mean and standard deviation: scalars on the
-            device, not waited for.
-        """
-        for part in range(self.recipe.fake_updates):
-            iteration = self.updates * self.recipe.fake_updates + part
-            condition = self._next_prompts(iteration)
-            anchors = self._rollout(condition)
-            metrics = self._update_fake(anchors, condition, iteration)
-        metrics |= self._update_student(anchors, condition)
-        self.updates += 1
-        return metrics
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on; the prompts' position follows from ``updates``."""
-        return {
-            "updates": self.updates,
-            "student": self.student.state_dict(),
-            "fake": self.fake.state_dict(),
-            "average": self.average.state_dict(),
-            "student_optimiser": self.student_optimiser.state_dict(),
-            "fake_optimiser": self.fake_optimiser.state_dict(),
-            "host_generator": self.host_generator.get_state(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a ``state_dict``."""
-        self.updates = state["updates"]
-        self.student.load_state_dict(state["student"])
-        self.fake.load_state_dict(state["fake"])
-        self.average.load_state_dict(state["average"])
-        self.student_optimiser.load_state_dict(state["student_optimiser"])
-        self.fake_optimiser.load_state_dict(state["fake_optimiser"])
-        self.host_generator.set_state(state["host_generator"])
-        self.generator.set_state(state["generator"])
+    def _shift(self, sigmas: Tensor) -> Tensor:
+        return self.adapter.shift(sigmas, self.recipe.height, self.recipe.width)
 
     def _next_prompts(self, iteration: int) -> Condition:
-        batch = self.recipe.batch
-        rows = rows_at(iteration * batch, batch, len(self.prompts), self.recipe.seed)
-        return self.prompts[rows].to(self.device)
+        start = iteration * self.recipe.batch
+        samples = range(start + self.rows.start, start + self.rows.stop)
+        return self.prompts.at(samples).to(self.device)
 
-    def _rollout(self, condition: Condition) -> Anchors:
-        """A new schedule, and the student's way along it to an anchor for each sample."""
-        schedule = self._schedule()
-        index = uniform_index(len(schedule), len(condition), self.host_generator)
-        noise = torch.randn(
-            len(condition), *self.latent_shape, generator=self.generator, device=self.device
-        )
-        return rollout(self.velocities.student, noise, schedule, index, condition)
+    def _parts(self) -> list[slice]:
+        count = self.recipe.runtime.accumulate
+        size = (self.rows.stop - self.rows.start) // count
+        return [slice(i * size, (i + 1) * size) for i in range(count)]
 
-    def _schedule(self) -> Tensor:
-        recipe = self.recipe.schedule
-
-        def shift(sigmas: Tensor) -> Tensor:
-            return self.adapter.shift(sigmas, self.recipe.height, self.recipe.width)
-
-        if recipe.kind == "fixed":
-            return fixed_schedule(self.recipe.steps, shift)
-        return dynamic_schedule(
-            recipe.n_max,
-            recipe.low,
-            recipe.high,
-            shift,
-            self.host_generator,
-            stratified=recipe.anchors == "stratified",
-        )
+    def _anchors(self, draws: Draws, condition: Condition, graded: bool) -> Anchors:
+        """The student's way to an anchor for each sample, and its velocity there."""
+        student = self.velocities.student
+        x = rollout(student, draws.noise, draws.schedule, draws.index, condition)
+        with torch.set_grad_enabled(graded):
+            return Anchors(x, draws.sigma, student(x, draws.sigma, condition))
 
     def _update_fake(
-        self, anchors: Anchors, condition: Condition, iteration: int
+        self, anchors: list[Anchors], cut: list[tuple[Draws, Condition]], iteration: int
     ) -> dict[str, Tensor]:
-        recipe, x0 = self.recipe.optimiser, anchors.x0
-        loss = fake_loss(self.velocities.fake, x0, condition, self.generator)
-        norm = adam.step(loss, self.fake, self.fake_optimiser, recipe.fake_rate, iteration, recipe)
-        move_towards(self.fake, self.student, self.recipe.fake_pull)
+        recipe = self.recipe.optimiser
+        x0 = [at.x0 for at in anchors]
+        losses = []
+        for i, (draws, condition) in enumerate(cut):
+            losses.append(fake_loss(self.velocities.fake, x0[i], condition, draws.fake))
+            self._backward(losses[-1], self.fake, i, len(cut))
+        norm = adam.step(self.fake_optimiser, recipe.fake_rate, iteration, recipe)
+        targets = list(_values(self.student).values())
+        move_towards(list(_values(self.fake).values()), targets, self.recipe.fake_pull)
+        whole = torch.cat(x0)
         return {
-            "fake": loss.detach(),
+            "fake": torch.stack(losses).detach().mean(),
             "fake_gradient": norm,
-            "latent_mean": x0.mean(),
-            "latent_std": x0.std(),
+            "latent_mean": whole.mean(),
+            "latent_std": whole.std(),
         }
 
-    def _update_student(self, anchors: Anchors, condition: Condition) -> dict[str, Tensor]:
+    def _update_student(
+        self, anchors: list[Anchors], cut: list[tuple[Draws, Condition]]
+    ) -> dict[str, Tensor]:
         weights, recipe = self.recipe.loss, self.recipe.optimiser
-        losses = student_losses(
-            self.velocities, anchors, condition, self.null, weights, self.generator
-        )
-        total = torch.stack([getattr(weights, name) * loss for name, loss in losses.items()]).sum()
-        norm = adam.step(
-            total, self.student, self.student_optimiser, recipe.student_rate, self.updates, recipe
-        )
-        decay = ramped_decay(self.updates, self.recipe.ema)
-        move_towards(self.average, self.student, 1 - decay)
-        return {name: loss.detach() for name, loss in losses.items()} | {"gradient": norm}
+        parts: list[dict[str, Tensor]] = []
+        for i, (draws, condition) in enumerate(cut):
+            losses = student_losses(
+                self.velocities, anchors[i], condition, self.null, weights, draws
+            )
+            weighted = [getattr(weights, name) * loss for name, loss in losses.items()]
+            self._backward(torch.stack(weighted).sum(), self.student, i, len(cut))
+            parts.append({name: loss.detach() for name, loss in losses.items()})
+        norm = adam.step(self.student_optimiser, recipe.student_rate, self.updates, recipe)
+        self.average.update(ramped_decay(self.updates, self.recipe.ema))
+        means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+        return means | {"gradient": norm}
+
+    def _backward(self, loss: Tensor, network: nn.Module, part: int, parts: int) -> None:
+        """Add one part's gradient; after the last one it is the mean over parts and processes."""
+        last = part == parts - 1
+        self.processes.exchange_gradients(network, last)
+        with self._attention():  # checkpointed blocks run forward once more
+            (loss / parts).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if last:
+            self.processes.average_gradients(network)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device a recipe names; ``auto`` is CUDA where there is one.
-
-    Raises:
-        DistillError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-        raise DistillError(f"recipe key runtime.device: no device {name} here; use auto") from error
-    return device
+def _values(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in trained(network).items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,7 +23,6 @@ Report = Callable[[dict[str, float]], None]
 def train(
     trainer: Trainer,
     folder: Path,
-    prompts: str,
     log: RunLog,
     report: Report,
     stop: Callable[[], bool],
@@ -34,7 +32,6 @@ def train(
     Args:
         trainer: fresh, or with a checkpoint's state.
         folder: for checkpoints and previews.
-        prompts: a hash of the prompts, kept with the checkpoints.
         log: receives a record every ``log_every`` updates and one per preview.
         report: called with every logged record.
         stop: asked after every update.
@@ -49,8 +46,7 @@ def train(
         report(record)
 
     def save() -> None:
-        recipe_dict = asdict(recipe)
-        checkpoint.save(folder, trainer.state_dict(), recipe_dict, prompts, recipe.log.keep)
+        checkpoint.save(folder, trainer, recipe.log.keep)
 
     window: list[dict[str, Tensor]] = []
     started, saved_at = time.perf_counter(), trainer.updates

@@ -1,12 +1,16 @@
 """One tiny teacher for all tests of the package; none of them changes it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pipelines import PROMPTS, tiny_sd3
 
-from distill.adapters import Sd3Adapter, load_adapter
+from distill.adapters import Adapter, load_adapter
+from distill.parallel import Processes
+from distill.prompts import PromptStream
 from distill.recipe import LogRecipe, Recipe, RuntimeRecipe, ScheduleRecipe
+from distill.trainer import Trainer
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +19,19 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def adapter(teacher: Path) -> Sd3Adapter:
+def adapter(teacher: Path) -> Adapter:
     return load_adapter(str(teacher), max_sequence_length=0)
+
+
+@pytest.fixture
+def make(adapter: Adapter) -> Callable[..., Trainer]:
+    """A trainer of a recipe, on this process alone."""
+
+    def trainer(recipe: Recipe, prompts: list[str] = PROMPTS) -> Trainer:
+        stream = PromptStream(adapter, prompts, recipe.seed, len(prompts))
+        return Trainer(adapter, recipe, stream, stream.encode([""]), Processes("cpu"))
+
+    return trainer
 
 
 @pytest.fixture

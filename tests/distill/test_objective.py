@@ -7,10 +7,10 @@ import torch
 from pipelines import PROMPTS
 
 from distill.adapters import Condition, Sd3Adapter
+from distill.draws import Draws, Level
 from distill.objective import Velocities, fake_loss, student_losses
 from distill.recipe import LossRecipe
 from distill.rollout import Anchors
-from distill.schedule import uniform_sigmas
 
 SHAPE = (4, 16, 16)
 
@@ -50,25 +50,41 @@ def regression(v, x, sigma, direction, cond_x0):
     return ((x0 - (x0 + direction / c).detach()) ** 2).mean()
 
 
+def some_draws(seed: int, losses: tuple[str, ...] = ("ca", "dm", "cdm")) -> Draws:
+    generator = torch.Generator().manual_seed(seed)
+
+    def level():
+        sigma = torch.rand(3, generator=generator)
+        return Level(sigma, torch.randn(3, *SHAPE, generator=generator))
+
+    return Draws(
+        schedule=torch.tensor([1.0, 0.7, 0.3]),
+        index=torch.tensor([1, 2, 3]),
+        sigma=torch.tensor([1.0, 0.7, 0.3]),
+        noise=torch.randn(3, *SHAPE, generator=generator),
+        fake=level(),
+        teachers={name: level() for name in losses},
+        off=level() if "cdm" in losses else None,
+    )
+
+
 def restated(
-    networks: Velocities, a: Anchors, condition: Condition, null: Condition, seed: int
+    networks: Velocities, a: Anchors, condition: Condition, null: Condition, draws: Draws
 ) -> dict[str, torch.Tensor]:
     """Every forward by itself, in the order of the page, with the same draws."""
-    generator = torch.Generator().manual_seed(seed)
     b = len(a.sigma)
 
     def level(s):
         return s.view(-1, 1, 1, 1)
 
-    t, t_off = level(a.sigma), uniform_sigmas(b, generator)
+    t, t_off = level(a.sigma), draws.off.sigma
     x_off = a.x + (level(t_off) - t) * a.velocity
     losses = {}
     for name in ("ca", "dm", "cdm"):
         x, s = (x_off, t_off) if name == "cdm" else (a.x, a.sigma)
         v = networks.student(x, s, condition)
         x0 = (x - level(s) * v).detach()
-        seen = uniform_sigmas(b, generator, a.sigma if name == "ca" else None)
-        eps = torch.randn(x.shape, generator=generator)
+        seen, eps = draws.teachers[name].sigma, draws.teachers[name].noise
         noisy = (1 - level(seen)) * x0 + level(seen) * eps
         with torch.no_grad():
             cond = noisy - level(seen) * networks.teacher(noisy, seen, condition)
@@ -92,8 +108,9 @@ def test_merged_passes_equal_the_page(adapter: Sd3Adapter, networks) -> None:
     both = velocities(adapter, networks)
     a = anchors(torch.Generator().manual_seed(0))
     condition, null = adapter.encode(PROMPTS[:3]), adapter.encode([""])
-    ours = student_losses(both, a, condition, null, LossRecipe(), torch.Generator().manual_seed(5))
-    expected = restated(both, a, condition, null, seed=5)
+    draws = some_draws(5)
+    ours = student_losses(both, a, condition, null, LossRecipe(), draws)
+    expected = restated(both, a, condition, null, draws)
     assert list(ours) == ["ca", "dm", "cdm"]
     for name, loss in ours.items():
         assert loss.item() == pytest.approx(expected[name].item(), rel=1e-4)
@@ -103,6 +120,61 @@ def test_merged_passes_equal_the_page(adapter: Sd3Adapter, networks) -> None:
     assert (mine - theirs).norm() / theirs.norm() < 1e-5
     assert all(p.grad is None for p in networks["teacher"].parameters())
     assert all(p.grad is None for p in networks["fake"].parameters())
+
+
+def test_the_forward_at_the_anchor_can_be_half_of_the_students_pass(
+    adapter: Sd3Adapter, networks
+) -> None:
+    """Given with its gradient, it spares a forward and changes nothing."""
+    both = velocities(adapter, networks)
+    a = anchors(torch.Generator().manual_seed(0))
+    condition, null = adapter.encode(PROMPTS[:3]), adapter.encode([""])
+    graded = dataclasses.replace(a, velocity=both.student(a.x, a.sigma, condition))
+    plain = dataclasses.replace(a, velocity=graded.velocity.detach())
+    sizes = []
+
+    def counting(x, sigma, condition):
+        sizes.append(len(x))
+        return both.student(x, sigma, condition)
+
+    counted = dataclasses.replace(both, student=counting)
+    found = []
+    for given in (graded, plain):
+        losses = student_losses(counted, given, condition, null, LossRecipe(), some_draws(5))
+        found.append(gradient(networks["student"], sum(losses.values())))
+    assert sizes == [3, 6]
+    assert (found[0] - found[1]).norm() / found[1].norm() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["euler", "noise", "none"])
+def test_where_cdm_takes_the_student(adapter: Sd3Adapter, kind: str) -> None:
+    """Along its velocity, from its picture with fresh noise, or nowhere."""
+    a = anchors(torch.Generator().manual_seed(0))
+    draws = some_draws(5, ("cdm",))
+    if kind == "none":
+        draws = dataclasses.replace(draws, off=None)
+    asked = []
+
+    def student(x, sigma, condition):
+        asked.append((x, sigma))
+        return torch.zeros_like(x)
+
+    def other(x, sigma, condition):
+        return torch.zeros_like(x)
+
+    recipe = LossRecipe(ca=0, dm=0, off_trajectory=kind)
+    condition, null = adapter.encode(PROMPTS[:3]), adapter.encode([""])
+    student_losses(Velocities(student, other, other), a, condition, null, recipe, draws)
+    [(x, sigma)] = asked
+    t, off = a.sigma.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+    expected = {
+        "euler": a.x + (off - t) * a.velocity,
+        "none": a.x,
+    }
+    if kind == "noise":
+        expected["noise"] = (1 - off) * (a.x - t * a.velocity) + off * draws.off.noise
+    torch.testing.assert_close(x, expected[kind])
+    assert torch.equal(sigma, a.sigma if kind == "none" else draws.off.sigma)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +208,7 @@ def test_forwards_spent(adapter: Sd3Adapter, weights, by_student, by_teacher, by
         adapter.encode(PROMPTS[:3]),
         adapter.encode([""]),
         recipe,
-        torch.Generator().manual_seed(0),
+        some_draws(0, tuple(n for n, w in zip(("ca", "dm", "cdm"), weights, strict=True) if w)),
     )
     assert spent == {"student": by_student, "teacher": by_teacher, "fake": by_fake}
     assert list(losses) == [n for n, w in zip(("ca", "dm", "cdm"), weights, strict=True) if w]
@@ -146,9 +218,8 @@ def test_fake_loss_is_flow_matching_at_its_draws(adapter: Sd3Adapter, networks) 
     fake = velocities(adapter, networks).fake
     condition = adapter.encode(PROMPTS[:3])
     x0 = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    loss = fake_loss(fake, x0, condition, torch.Generator().manual_seed(7))
-    generator = torch.Generator().manual_seed(7)
-    eps = torch.randn(x0.shape, generator=generator)
-    s = uniform_sigmas(3, generator).view(-1, 1, 1, 1)
+    level = some_draws(7).fake
+    loss = fake_loss(fake, x0, condition, level)
+    eps, s = level.noise, level.sigma.view(-1, 1, 1, 1)
     v = fake((1 - s) * x0 + s * eps, s.flatten(), condition)
     assert loss.item() == pytest.approx(((v - (eps - x0)) ** 2).mean().item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Prompt files, the embedding cache and the order of the data."""
+"""The order of the data, and which prompts are encoded when."""
 
 from pathlib import Path
 
@@ -6,37 +6,28 @@ import pytest
 import torch
 from pipelines import PROMPTS
 
-from distill.adapters import Sd3Adapter
-from distill.errors import DistillError
-from distill.prompts import encode_prompts, read_prompts, rows_at
+from distill.adapters import Condition, Sd3Adapter
+from distill.prompts import PromptStream, rows_at
+
+MANY = [f"{prompt} {i}" for i in range(9) for prompt in PROMPTS]  # 45: more than one group
 
 
-def test_one_prompt_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_text("a fox\n\n  an owl \r\nein Bär\n", encoding="utf-8")
-    assert read_prompts(path) == ["a fox", "an owl", "ein Bär"]
+def same_bits(a: Condition, b: Condition) -> bool:
+    return torch.equal(a.prompt_embeds, b.prompt_embeds) and torch.equal(a.pooled, b.pooled)
 
 
-def test_unusable_files_are_one_clear_line(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.txt"
-    with pytest.raises(DistillError, match="cannot be read: No such file"):
-        read_prompts(path)
-    path.write_text(" \n\n")
-    with pytest.raises(DistillError, match="is empty; expected one prompt a line"):
-        read_prompts(path)
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DistillError, match="not UTF-8"):
-        read_prompts(path)
+@pytest.fixture
+def encoded(adapter: Sd3Adapter, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The groups that the text encoders are given."""
+    groups: list[list[str]] = []
+    real = adapter.encode
 
+    def noting(prompts: list[str]) -> Condition:
+        groups.append(prompts)
+        return real(prompts)
 
-def test_cached_rows_are_what_each_prompt_encodes_to(adapter: Sd3Adapter) -> None:
-    prompts = [f"{prompt} {i}" for i in range(9) for prompt in PROMPTS]  # more than one group
-    cached = encode_prompts(adapter, prompts)
-    assert len(cached) == 45
-    for row in (0, 31, 32, 44):
-        alone = adapter.encode([prompts[row]])
-        torch.testing.assert_close(cached[row : row + 1].prompt_embeds, alone.prompt_embeds)
-        torch.testing.assert_close(cached[row : row + 1].pooled, alone.pooled)
+    monkeypatch.setattr(adapter, "encode", noting)
+    return groups
 
 
 def test_every_epoch_is_a_permutation_of_its_own() -> None:
@@ -52,3 +43,67 @@ def test_the_position_alone_resumes() -> None:
     assert torch.equal(
         torch.cat([rows_at(p, 6, count=7, seed=3) for p in (0, 6, 12, 18)]), straight
     )
+
+
+@pytest.mark.parametrize("in_memory", [45, 44, 20], ids=["once", "one too many", "blocks"])
+def test_samples_are_what_their_prompts_encode_to(adapter: Sd3Adapter, in_memory: int) -> None:
+    stream = PromptStream(adapter, MANY, seed=5, in_memory=in_memory)
+    rows = rows_at(38, 10, len(MANY), seed=5)  # the end of one epoch, the start of the next
+    expected = adapter.encode([MANY[row] for row in rows.tolist()])
+    condition = stream.at(range(38, 48))
+    torch.testing.assert_close(condition.prompt_embeds, expected.prompt_embeds)
+    torch.testing.assert_close(condition.pooled, expected.pooled)
+
+
+def test_a_small_list_is_encoded_once(adapter: Sd3Adapter, encoded: list[list[str]]) -> None:
+    stream = PromptStream(adapter, MANY, seed=0, in_memory=45)
+    for start in range(0, 200, 8):
+        stream.at(range(start, start + 8))
+    assert encoded == [MANY[:32], MANY[32:]]
+
+
+def test_a_long_list_is_encoded_in_blocks_of_samples(
+    adapter: Sd3Adapter, encoded: list[list[str]]
+) -> None:
+    stream = PromptStream(adapter, MANY, seed=0, in_memory=10)
+    for start in range(0, 24, 4):  # samples 8 .. 11 lie in two blocks
+        stream.at(range(start, start + 4))
+    order = [MANY[row] for row in rows_at(0, 30, len(MANY), seed=0).tolist()]
+    assert encoded == [order[:10], order[10:20], order[20:30]]
+
+
+def test_any_position_resumes_with_identical_bits(adapter: Sd3Adapter) -> None:
+    straight = PromptStream(adapter, MANY, seed=1, in_memory=36)
+    conditions = {start: straight.at(range(start, start + 6)) for start in range(0, 90, 6)}
+    for start, condition in conditions.items():
+        resumed = PromptStream(adapter, MANY, seed=1, in_memory=36)
+        assert same_bits(resumed.at(range(start, start + 6)), condition), start
+
+
+def test_encoders_leave_the_device_again(
+    adapter: Sd3Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device nothing can be computed, but one sees who was there."""
+    seen: list[str] = []
+
+    def where(prompts: list[str]) -> Condition:
+        pipeline = adapter.pipeline
+        seen.extend(m.device.type for m in (pipeline.text_encoder, pipeline.text_encoder_2))
+        seen.append(pipeline.transformer.device.type)
+        raise KeyboardInterrupt  # even then
+
+    monkeypatch.setattr(adapter, "encode", where)
+    monkeypatch.setattr(
+        torch.nn.Module, "to", lambda module, device: seen.append(str(device)) or module
+    )
+    with pytest.raises(KeyboardInterrupt):
+        PromptStream(adapter, PROMPTS, seed=0, in_memory=9, device="meta").encode(["a"])
+    assert seen == ["meta", "meta", "cpu", "cpu", "cpu", "cpu", "cpu"]
+
+
+def test_the_hash_tells_lists_apart(adapter: Sd3Adapter, tmp_path: Path) -> None:
+    hashes = {
+        PromptStream(adapter, prompts, 0, 9).sha256
+        for prompts in (["a", "b"], ["b", "a"], ["a\nb"], ["a b"])
+    }
+    assert len(hashes) == 4

@@ -1,5 +1,6 @@
 """The sampler and the preview against diffusers' pipeline."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,16 +9,15 @@ import torch
 from PIL import Image
 from pipelines import PROMPTS
 
-from distill.adapters import Sd3Adapter
+from distill.adapters import Adapter
 from distill.pictures import save_grid
 from distill.preview import preview_pictures
-from distill.prompts import encode_prompts
 from distill.recipe import Recipe
 from distill.sampling import sample
 from distill.trainer import Trainer
 
 
-def pipeline_pictures(adapter: Sd3Adapter, seeds: int) -> torch.Tensor:
+def pipeline_pictures(adapter: Adapter, seeds: int) -> torch.Tensor:
     adapter.pipeline.set_progress_bar_config(disable=True)
     pictures: torch.Tensor = adapter.pipeline(
         PROMPTS[:seeds],
@@ -31,7 +31,7 @@ def pipeline_pictures(adapter: Sd3Adapter, seeds: int) -> torch.Tensor:
     return pictures
 
 
-def test_the_sampler_is_the_pipelines(adapter: Sd3Adapter) -> None:
+def test_the_sampler_is_the_pipelines(adapter: Adapter) -> None:
     noise = torch.cat(
         [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(s)) for s in range(3)]
     )
@@ -46,12 +46,11 @@ def test_the_sampler_is_the_pipelines(adapter: Sd3Adapter) -> None:
 
 
 def test_a_fresh_students_preview_is_the_teachers_unguided_picture(
-    adapter: Sd3Adapter, recipe: Recipe
+    make: Callable[..., Trainer], adapter: Adapter, recipe: Recipe
 ) -> None:
     recipe = replace(recipe, log=replace(recipe.log, preview_pictures=3))
     expected = pipeline_pictures(adapter, 3)
-    trainer = Trainer(adapter, recipe, encode_prompts(adapter, PROMPTS), adapter.encode([""]))
-    torch.testing.assert_close(preview_pictures(trainer), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(preview_pictures(make(recipe)), expected, rtol=0, atol=1e-5)
 
 
 def test_the_grid_holds_the_pictures_row_by_row(tmp_path: Path) -> None:

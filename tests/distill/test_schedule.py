@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from distill.schedule import dynamic_schedule, fixed_schedule, uniform_index, uniform_sigmas
+from distill.schedule import (
+    dynamic_schedule,
+    fixed_schedule,
+    logit_normal_sigmas,
+    uniform_index,
+    uniform_sigmas,
+)
 
 
 def sd3_shift(sigmas: torch.Tensor) -> torch.Tensor:
@@ -67,6 +73,26 @@ def test_index_is_uniform_over_all_anchors() -> None:
     counts = index.bincount(minlength=5)
     assert counts[0] == 0
     assert ((counts[1:] - 10_000).abs() < 400).all()
+
+
+def test_a_shared_index_is_one_for_all_and_as_uniform() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([uniform_index(4, 3, generator, shared=True) for _ in range(8000)])
+    assert (drawn == drawn[:, :1]).all()
+    counts = drawn[:, 0].bincount(minlength=5)
+    assert counts[0] == 0
+    assert ((counts[1:] - 2000).abs() < 180).all()
+
+
+def test_logit_normal_sigmas_are_a_normals_sigmoid() -> None:
+    """Quantiles of the standard normal, from its table."""
+    sigmas = logit_normal_sigmas(50_000, torch.Generator().manual_seed(0))
+    normal = torch.tensor([-1.2816, -0.5244, 0.0, 0.5244, 1.2816])
+    quantiles = sigmas.quantile(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
+    assert (quantiles - normal.sigmoid()).abs().max() < 0.01
+    assert sigmas.min() >= 0.02 and sigmas.max() <= 0.98
+    cap = torch.full((50_000,), 0.4)
+    assert logit_normal_sigmas(50_000, torch.Generator(), cap).max() <= 0.4
 
 
 def test_sigmas_are_uniform_and_clamped() -> None:

@@ -2,39 +2,42 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from pipelines import tiny_sd3
 
-from distill.adapters import Sd3Adapter
+from distill.adapters import Adapter, load_adapter
 from distill.errors import DistillError
-from distill.recipe import Recipe
+from distill.recipe import LoraRecipe, Recipe
 from distill.student import save_student
+from distill.trainer import Trainer
 
 
 @pytest.fixture
-def network(adapter: Sd3Adapter, tmp_path: Path) -> torch.nn.Module:
-    """A transformer other than the teacher's."""
-    other = StableDiffusion3Pipeline.from_pretrained(
-        tiny_sd3(tmp_path / "other", seed=1), text_encoder_3=None, tokenizer_3=None
-    )
-    return other.transformer
+def trainer(make: Callable[..., Trainer], recipe: Recipe) -> Trainer:
+    """After seven updates, as it were, with an average unlike the student and the teacher."""
+    trainer: Trainer = make(recipe)
+    trainer.updates = 7
+    for value in trainer.average.values.values():
+        value.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    return trainer
 
 
 def test_the_folder_loads_and_differs_only_in_the_transformer(
-    adapter: Sd3Adapter, recipe: Recipe, network: torch.nn.Module
+    adapter: Adapter, trainer: Trainer
 ) -> None:
-    output = save_student(network, recipe, updates=7)
+    output = save_student(trainer)
     student = StableDiffusion3Pipeline.from_pretrained(
         output, dtype=torch.float16, text_encoder_3=None, tokenizer_3=None
     )
     for name, weight in student.transformer.state_dict().items():
         assert weight.dtype == torch.float16
-        assert torch.equal(weight, network.state_dict()[name].half()), name
+        if name in trainer.average.values:  # the position table is no parameter
+            assert torch.equal(weight, trainer.average.values[name].half()), name
     for part in ("vae", "text_encoder", "text_encoder_2"):
         theirs = getattr(adapter.pipeline, part).state_dict()
         for name, weight in getattr(student, part).state_dict().items():
@@ -44,8 +47,27 @@ def test_the_folder_loads_and_differs_only_in_the_transformer(
     assert student.scheduler.config.shift == 3.0
 
 
-def test_cdm_json(recipe: Recipe, network: torch.nn.Module) -> None:
-    output = save_student(network, recipe, updates=7)
+def test_adapters_are_merged_into_a_plain_folder(
+    make: Callable[..., Trainer], recipe: Recipe
+) -> None:
+    """The velocity of the saved transformer is the averaged network's, to float16's rounding."""
+    trainer: Trainer = make(replace(recipe, lora=LoraRecipe(rank=2)))
+    for value in trainer.average.values.values():
+        value.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    student = load_adapter(str(save_student(trainer)), max_sequence_length=0)
+    noise = torch.randn(2, *trainer.latent_shape, generator=torch.Generator().manual_seed(0))
+    condition, sigma = trainer.prompts.at(range(2)), torch.tensor([0.3, 0.9])
+    with torch.no_grad(), trainer.averaged():
+        expected = trainer.velocities.student(noise, sigma, condition)
+        teacher = trainer.velocities.teacher(noise, sigma, condition)
+        merged = student.velocity(student.transformer, noise, sigma, condition)
+    assert not any("lora" in name for name in student.transformer.state_dict())
+    error, moved = (merged - expected).norm(), (expected - teacher).norm()
+    assert error < 0.01 * moved
+
+
+def test_cdm_json(recipe: Recipe, trainer: Trainer) -> None:
+    output = save_student(trainer)
     described = json.loads((output / "cdm.json").read_text())
     weights = Path(recipe.teacher) / "transformer" / "diffusion_pytorch_model.safetensors"
     assert described.pop("versions").keys() == {"cdm-serve", "torch", "diffusers", "transformers"}
@@ -68,19 +90,19 @@ def test_cdm_json(recipe: Recipe, network: torch.nn.Module) -> None:
     }
 
 
-def test_an_older_student_is_replaced_whole(recipe: Recipe, network: torch.nn.Module) -> None:
+def test_an_older_student_is_replaced_whole(recipe: Recipe, trainer: Trainer) -> None:
     output = Path(recipe.output)
     output.mkdir()
     (output / "left over").write_text("")
-    save_student(network, recipe, updates=1)
+    save_student(trainer)
     assert not (output / "left over").exists()
     assert [p for p in output.parent.iterdir() if p.name.startswith(".")] == []
 
 
 def test_a_full_disk_leaves_the_older_student(
-    recipe: Recipe, network: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = save_student(network, recipe, updates=1)
+    output = save_student(trainer)
     real = Path.write_text
 
     def onto_a_full_disk(path: Path, *args: str, **options: str) -> int:
@@ -89,6 +111,6 @@ def test_a_full_disk_leaves_the_older_student(
 
     monkeypatch.setattr(Path, "write_text", onto_a_full_disk)
     with pytest.raises(DistillError, match=r"student cannot be written: .*No space left"):
-        save_student(network, recipe, updates=2)
-    assert json.loads((output / "cdm.json").read_text())["updates"] == 1
+        save_student(trainer)
+    assert json.loads((output / "cdm.json").read_text())["updates"] == 7
     assert [p for p in output.parent.iterdir() if p.name.startswith(".")] == []

@@ -1,23 +1,28 @@
 """The trainer's iteration: what it updates, how often, and what it costs."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from pipelines import PROMPTS
 
-from distill.adapters import Sd3Adapter
+from distill.adapters import Adapter, Sd3Adapter
 from distill.ema import ramped_decay
+from distill.errors import DistillError
 from distill.objective import fake_loss
-from distill.prompts import encode_prompts
-from distill.recipe import LossRecipe, OptimiserRecipe, Recipe, RuntimeRecipe, ScheduleRecipe
-from distill.schedule import uniform_index
+from distill.parallel import Processes
+from distill.recipe import (
+    LoraRecipe,
+    LossRecipe,
+    OptimiserRecipe,
+    Recipe,
+    RuntimeRecipe,
+    ScheduleRecipe,
+)
 from distill.trainer import Trainer
 
-
-def make(adapter: Sd3Adapter, recipe: Recipe) -> Trainer:
-    return Trainer(adapter, recipe, encode_prompts(adapter, PROMPTS), adapter.encode([""]))
+Make = Callable[..., Trainer]
 
 
 def flat(network: torch.nn.Module) -> torch.Tensor:
@@ -25,10 +30,10 @@ def flat(network: torch.nn.Module) -> torch.Tensor:
 
 
 def test_an_update_moves_student_fake_and_average_but_not_the_teacher(
-    adapter: Sd3Adapter, recipe: Recipe
+    make: Make, adapter: Adapter, recipe: Recipe
 ) -> None:
     teacher = flat(adapter.transformer)
-    trainer = make(adapter, recipe)
+    trainer = make(recipe)
     assert torch.equal(flat(trainer.student), teacher)
     metrics = trainer.update()
     assert trainer.updates == 1
@@ -36,7 +41,9 @@ def test_an_update_moves_student_fake_and_average_but_not_the_teacher(
     student, fake = flat(trainer.student), flat(trainer.fake)
     assert not torch.equal(student, teacher) and not torch.equal(fake, teacher)
     # Decay 0.1 after the first update: nine tenths of the way to the student.
-    torch.testing.assert_close(flat(trainer.average), torch.lerp(teacher, student, 0.9))
+    with trainer.averaged():
+        torch.testing.assert_close(flat(trainer.student), torch.lerp(teacher, student, 0.9))
+    assert torch.equal(flat(trainer.student), student)
     assert ramped_decay(0, recipe.ema) == 0.1
     assert set(metrics) == {
         *("fake", "fake_gradient", "latent_mean", "latent_std"),
@@ -45,12 +52,10 @@ def test_an_update_moves_student_fake_and_average_but_not_the_teacher(
     assert all(torch.isfinite(value) for value in metrics.values())
 
 
-def test_the_fake_teacher_is_pulled_towards_the_student(
-    adapter: Sd3Adapter, recipe: Recipe
-) -> None:
+def test_the_fake_teacher_is_pulled_towards_the_student(make: Make, recipe: Recipe) -> None:
     """With a rate of zero the pull alone is left: twice 1/4 of the way within one update."""
     still = OptimiserRecipe(student_rate=0.0, fake_rate=0.0)
-    trainer = make(adapter, replace(recipe, optimiser=still, fake_pull=0.25))
+    trainer = make(replace(recipe, optimiser=still, fake_pull=0.25))
     with torch.no_grad():
         for parameter in trainer.student.parameters():
             parameter.add_(1.0)
@@ -60,8 +65,8 @@ def test_the_fake_teacher_is_pulled_towards_the_student(
     torch.testing.assert_close(flat(trainer.fake), student + 0.75**2 * (start - student))
 
 
-def test_fake_and_student_updates_alternate_two_to_one(adapter: Sd3Adapter, recipe: Recipe) -> None:
-    trainer = make(adapter, recipe)
+def test_fake_and_student_updates_alternate_two_to_one(make: Make, recipe: Recipe) -> None:
+    trainer = make(recipe)
     for _ in range(3):
         trainer.update()
     student = trainer.student_optimiser.state_dict()["state"]
@@ -70,20 +75,27 @@ def test_fake_and_student_updates_alternate_two_to_one(adapter: Sd3Adapter, reci
     assert {int(s["step"]) for s in fake.values()} == {6}
 
 
-def test_the_warm_up_counts_each_networks_own_steps(adapter: Sd3Adapter, recipe: Recipe) -> None:
+def test_the_warm_up_counts_each_networks_own_steps(make: Make, recipe: Recipe) -> None:
     optimiser = OptimiserRecipe(student_rate=1.0e-3, fake_rate=2.0e-3, warmup=10)
-    trainer = make(adapter, replace(recipe, optimiser=optimiser))
+    trainer = make(replace(recipe, optimiser=optimiser))
     trainer.update()
     trainer.update()
     assert trainer.student_optimiser.param_groups[0]["lr"] == pytest.approx(1.0e-3 * 2 / 10)
     assert trainer.fake_optimiser.param_groups[0]["lr"] == pytest.approx(2.0e-3 * 4 / 10)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_samples_forwarded_in_one_update(
-    adapter: Sd3Adapter, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    make: Make, adapter: Adapter, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, accumulate: int
 ) -> None:
-    """Two rollouts of index i each; then 1 fake pass twice, [on; off], 4 teachers, 2 fakes."""
-    trainer = make(adapter, replace(recipe, batch=5, schedule=ScheduleRecipe(n_max=6)))
+    """Rollouts of index - 1 forwards and one at the anchor, which can be half the student's pass.
+
+    Then a fake pass, twice; [on; off], 4 teachers and 2 fakes. In parts the pass at the anchor is
+    made twice, once of them with its gradient.
+    """
+    runtime = RuntimeRecipe(device="cpu", precision="fp32", accumulate=accumulate)
+    schedule = ScheduleRecipe(n_max=6)
+    trainer = make(replace(recipe, batch=6, schedule=schedule, runtime=runtime))
     calls: list[tuple[str, int, bool]] = []
     names = {
         id(adapter.transformer): "teacher",
@@ -96,39 +108,83 @@ def test_samples_forwarded_in_one_update(
         calls.append((names[id(model)], len(x), torch.is_grad_enabled()))
         return real(self, model, x, sigma, condition)
 
-    drawn: list[int] = []
-    real_rollout = trainer._rollout
+    indices: list[int] = []
+    real_iteration = trainer.dice.iteration
 
-    def noting(condition):
-        state = trainer.host_generator.get_state()
-        n = len(trainer._schedule())
-        drawn.append(int(uniform_index(n, len(condition), trainer.host_generator).sum()))
-        trainer.host_generator.set_state(state)
-        return real_rollout(condition)
+    def noting(student):
+        draws = real_iteration(student)
+        indices.append(int(draws.index.sum()))
+        return draws
 
     monkeypatch.setattr(Sd3Adapter, "velocity", counting)
-    monkeypatch.setattr(trainer, "_rollout", noting)
+    monkeypatch.setattr(trainer.dice, "iteration", noting)
     trainer.update()
-    trained = [(name, size) for name, size, gradient in calls if gradient]
-    assert trained == [("fake", 5), ("fake", 5), ("student", 10)]
-    rolled = sum(size for name, size, gradient in calls if name == "student" and not gradient)
-    assert len(drawn) == 2 and rolled == sum(drawn)
-    judged = [(name, size) for name, size, gradient in calls[-2:]]
-    assert judged == [("teacher", 20), ("fake", 10)]
+
+    def spent(name: str, gradient: bool) -> int:
+        return sum(size for who, size, graded in calls if (who, graded) == (name, gradient))
+
+    assert len(indices) == 2
+    assert spent("fake", True) == 2 * 6 and spent("student", True) == 2 * 6
+    assert spent("teacher", False) == 4 * 6 and spent("fake", False) == 2 * 6
+    saved = 6 if accumulate == 1 else 0
+    assert spent("student", False) == sum(indices) - saved
 
 
-def test_a_state_continues_bit_for_bit(adapter: Sd3Adapter, recipe: Recipe) -> None:
-    straight = make(adapter, recipe)
+def test_a_batch_in_parts_is_the_same_update(make: Make, recipe: Recipe) -> None:
+    trainers = []
+    for accumulate, checkpointing in ((1, False), (3, True)):
+        runtime = RuntimeRecipe(
+            device="cpu",
+            precision="fp32",
+            accumulate=accumulate,
+            gradient_checkpointing=checkpointing,
+        )
+        trainers.append(make(replace(recipe, runtime=runtime)))
+        trainers[-1].update()
+    for part in ("student", "fake"):
+        one, three = (flat(getattr(trainer, part)) for trainer in trainers)
+        torch.testing.assert_close(one, three, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["full", "lora"])
+def test_a_state_continues_bit_for_bit(make: Make, recipe: Recipe, rank: int) -> None:
+    recipe = replace(recipe, lora=LoraRecipe(rank=rank))
+    straight = make(recipe)
     straight.update()
     saved = copy.deepcopy(straight.state_dict())
     straight.update()
-    resumed = make(adapter, recipe)
+    resumed = make(recipe)
     resumed.load_state_dict(saved)
     resumed.update()
     assert resumed.updates == straight.updates == 2
-    for part in ("student", "fake", "average"):
+    for part in ("student", "fake"):
         assert torch.equal(flat(getattr(resumed, part)), flat(getattr(straight, part))), part
-    assert torch.equal(resumed.generator.get_state(), straight.generator.get_state())
+    for name, value in resumed.average.values.items():
+        assert torch.equal(value, straight.average.values[name])
+    assert torch.equal(resumed.dice.generator.get_state(), straight.dice.generator.get_state())
+
+
+def test_adapters_alone_are_trained_and_kept(make: Make, recipe: Recipe) -> None:
+    trainer = make(replace(recipe, lora=LoraRecipe(rank=2)))
+    frozen = {n: p.clone() for n, p in trainer.student.named_parameters() if not p.requires_grad}
+    trainer.update()
+    after = dict(trainer.student.named_parameters())
+    assert frozen and all(torch.equal(after[name], value) for name, value in frozen.items())
+    state = trainer.state_dict()
+    assert all("lora_" in name for name in state["student"])
+    assert any(value.abs().max() > 0 for name, value in state["student"].items() if "_B" in name)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_update(make: Make, recipe: Recipe) -> None:
+    """The compiler needs a C++ compiler and a minute."""
+    trainers = []
+    for compiled in (False, True):
+        runtime = RuntimeRecipe(device="cpu", precision="fp32", compile=compiled)
+        trainers.append(make(replace(recipe, runtime=runtime)))
+        trainers[-1].update()
+    plain, compiled = (flat(trainer.student) for trainer in trainers)
+    torch.testing.assert_close(plain, compiled, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -141,13 +197,19 @@ def test_a_state_continues_bit_for_bit(adapter: Sd3Adapter, recipe: Recipe) -> N
         {"schedule": ScheduleRecipe(n_max=5, anchors="stratified", low=0.02, high=0.98)},
         {"runtime": RuntimeRecipe(device="cpu", precision="bf16")},
         {"fake_updates": 1},
+        {"schedule": ScheduleRecipe(n_max=4, index="shared")},
+        {"loss": LossRecipe(sigmas="logit_normal", off_trajectory="noise")},
+        {"loss": LossRecipe(off_trajectory="none")},
     ],
-    ids=["ca", "dm", "cdm", "fixed", "stratified", "bf16", "one fake update"],
+    ids=[
+        *("ca", "dm", "cdm", "fixed", "stratified", "bf16", "one fake update"),
+        *("shared index", "noise", "no extrapolation"),
+    ],
 )
 def test_every_choice_of_the_recipe_trains(
-    adapter: Sd3Adapter, recipe: Recipe, changes: dict[str, object]
+    make: Make, recipe: Recipe, changes: dict[str, object]
 ) -> None:
-    trainer = make(adapter, replace(recipe, **changes))
+    trainer = make(replace(recipe, **changes))
     before = flat(trainer.student)
     metrics = trainer.update()
     assert all(torch.isfinite(value) for value in metrics.values())
@@ -156,28 +218,39 @@ def test_every_choice_of_the_recipe_trains(
     assert {p.dtype for p in trainer.student.parameters()} == {torch.float32}
 
 
-def test_weights_scale_the_gradient(adapter: Sd3Adapter, recipe: Recipe) -> None:
+def test_weights_scale_the_gradient(make: Make, recipe: Recipe) -> None:
     """The same draws with all weights doubled: twice the gradient, the same losses."""
-    one = make(adapter, recipe).update()
-    two = make(adapter, replace(recipe, loss=LossRecipe(ca=2.0, dm=2.0, cdm=2.0))).update()
+    one = make(recipe).update()
+    two = make(replace(recipe, loss=LossRecipe(ca=2.0, dm=2.0, cdm=2.0))).update()
     assert two["gradient"].item() == pytest.approx(2 * one["gradient"].item(), rel=1e-4)
     for name in ("ca", "dm", "cdm"):
         assert two[name].item() == pytest.approx(one[name].item(), rel=1e-5)
 
 
-def test_the_fake_teacher_learns_the_students_pictures(adapter: Sd3Adapter, recipe: Recipe) -> None:
+def test_the_fake_teacher_learns_the_students_pictures(make: Make, recipe: Recipe) -> None:
     """With a student that stands still, flow matching on fixed draws gets better."""
     fast = OptimiserRecipe(student_rate=0.0, fake_rate=5e-3, warmup=1)
-    trainer = make(adapter, replace(recipe, optimiser=fast, batch=8, loss=LossRecipe(1, 0, 0)))
-    condition = adapter.encode(PROMPTS)
-    pictures = trainer._rollout(condition).x0
+    trainer = make(replace(recipe, optimiser=fast, batch=8, loss=LossRecipe(1, 0, 0)))
+    draws = trainer.dice.iteration(student=False)
+    condition = trainer.prompts.at(range(8))
+    pictures = trainer._anchors(draws, condition, graded=False).x0
 
     @torch.no_grad()
     def loss() -> float:
-        generator = torch.Generator().manual_seed(9)
-        return fake_loss(trainer.velocities.fake, pictures, condition, generator).item()
+        return fake_loss(trainer.velocities.fake, pictures, condition, draws.fake).item()
 
     before = loss()
     for _ in range(12):
         trainer.update()
     assert loss() < 0.9 * before
+
+
+def test_a_batch_that_cannot_be_cut(make: Make, recipe: Recipe) -> None:
+    runtime = RuntimeRecipe(device="cpu", accumulate=2)
+    with pytest.raises(DistillError, match="batch = 3 must be a multiple of 2: 1 processes times"):
+        make(replace(recipe, runtime=runtime))
+
+
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(DistillError, match=r"runtime\.device: no device nonsense here; use auto"):
+        Processes("nonsense")

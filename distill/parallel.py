@@ -1,0 +1,125 @@
+"""One training on several processes: ``accelerate launch -m distill ...`` or ``torchrun``.
+
+Data parallel: every process holds the networks, and gradients are averaged after the backward
+pass. Three networks, several forwards to a backward and accumulation make that simpler than a
+wrapper; at a minute of arithmetic an update, nothing would be gained by overlapping the exchange.
+
+Sharded (FSDP2, when accelerate's configuration says so): every process holds a slice of each
+network, its optimiser and its average, and the blocks are gathered as they are needed. Parameters
+travel in float32: the adapter's timesteps must not be rounded, and autocast rounds the rest.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from distill.ema import trained
+from distill.errors import DistillError
+
+
+class Processes:
+    """The process among those that train together; one alone is a group of one.
+
+    Args:
+        device: a recipe's ``runtime.device``; ``auto`` is CUDA where there is one.
+
+    Raises:
+        DistillError: there is no such device, or FSDP of the first version is asked for.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        _check(device)
+        state = PartialState(cpu=device == "cpu")
+        self.rank: int = state.process_index
+        self.count: int = state.num_processes
+        # accelerate chooses this process's own GPU.
+        self.device = torch.device(state.device if self.count > 1 else device)
+        self.sharded = self.count > 1 and parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if self.sharded and os.environ.get("FSDP_VERSION", "1") != "2":
+            raise DistillError("accelerate's fsdp_version is 1, expected 2: set fsdp_version: 2")
+
+    @property
+    def main(self) -> bool:
+        """Whether this one writes files and speaks."""
+        return self.rank == 0
+
+    def rows(self, batch: int, parts: int) -> slice:
+        """The process's rows of a batch that it will cut into ``parts``.
+
+        Raises:
+            DistillError: the batch cannot be divided evenly.
+        """
+        if batch % (self.count * parts):
+            raise DistillError(
+                f"recipe key batch = {batch} must be a multiple of {self.count * parts}: "
+                f"{self.count} processes times runtime.accumulate = {parts}"
+            )
+        share = batch // self.count
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, and shard it if that is asked for."""
+        network.to(self.device)
+        if self.sharded:
+            mesh = init_device_mesh(self.device.type, (self.count,))
+            for part in [*blocks(network), network]:
+                # Between two passes the averages need every parameter as its slice.
+                fully_shard(part, mesh=mesh, reshard_after_forward=True)
+        return network
+
+    def exchange_gradients(self, network: nn.Module, last: bool) -> None:
+        """Say before a backward pass whether it is the ``last`` one of an update."""
+        if self.sharded:
+            network.set_requires_gradient_sync(last)  # type: ignore[operator]
+
+    def average_gradients(self, network: nn.Module) -> None:
+        """After the last backward pass: the mean over all processes. Sharded networks have it."""
+        if self.count == 1 or self.sharded:
+            return
+        gradients = [p.grad for p in trained(network).values() if p.grad is not None]
+        for work in [dist.all_reduce(gradient, async_op=True) for gradient in gradients]:
+            work.wait()
+        torch._foreach_div_(gradients, self.count)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes of a tensor that each has."""
+        if self.count > 1:
+            dist.all_reduce(values)
+            values = values / self.count
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true anywhere; for what all processes must decide alike."""
+        if self.count == 1:
+            return flag
+        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """A transformer's blocks: what is compiled, sharded and recomputed one at a time."""
+    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    return [block for blocks in lists for block in blocks]
+
+
+def _check(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        raise DistillError(
+            f"recipe key runtime.device: no device {device} here; use auto"
+        ) from error
