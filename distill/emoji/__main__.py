@@ -4,14 +4,9 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distill.emoji.vocabulary import SUBJECTS
 from distill.errors import DistillError
-from distill.files import whole_folder
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusion3Pipeline
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
@@ -30,7 +25,8 @@ def _whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m distill.emoji", description=__doc__)
-    count = _whole_number(1)
+    most = len(SUBJECTS)
+    count, subjects = _whole_number(1), _whole_number(2, most)
     commands = parser.add_subparsers(dest="command", required=True)
 
     sprites = commands.add_parser("sprites", help="render the sheet of subjects from the font")
@@ -45,16 +41,28 @@ def _parser() -> argparse.ArgumentParser:
     teacher.add_argument("--vae", type=Path, default=Path("runs/emoji-vae/vae"))
     teacher.add_argument("--folder", type=Path, default=Path("runs/emoji-teacher"))
     teacher.add_argument("--out", type=Path, default=Path("models/emoji-teacher"))
-    teacher.add_argument(
-        "--subjects",
-        type=_whole_number(2, len(SUBJECTS)),
-        default=48,
-        help="how many of the vocabulary",
-    )
+    teacher.add_argument("--subjects", type=subjects, default=most, help="the first of the words")
     teacher.add_argument("--steps", type=count, default=6000)
     teacher.add_argument("--batch", type=count, default=64)
     teacher.add_argument("--singles", type=count, default=24_000, help="pictures of one subject")
     teacher.add_argument("--pairs", type=count, default=16_000, help="pictures of two subjects")
+
+    judge = commands.add_parser("judge", help="train the classifier that scores pictures")
+    judge.add_argument("--folder", type=Path, default=Path("runs/emoji-judge"))
+    judge.add_argument("--out", type=Path, default=Path("models/emoji-judge"))
+    judge.add_argument("--steps", type=count, default=3000)
+    judge.add_argument("--batch", type=count, default=96)
+
+    score = commands.add_parser("score", help="judge a pipeline on captions kept from training")
+    score.add_argument("pipeline", type=Path)
+    score.add_argument("--judge", type=Path, default=Path("models/emoji-judge"))
+    score.add_argument("--subjects", type=subjects, default=most, help="those it was trained on")
+    score.add_argument("--prompts", type=count, default=1000, help="how many captions")
+    score.add_argument("--steps", type=count, default=4)
+    score.add_argument("--guidance", type=float, default=1.0)
+    score.add_argument("--seed", type=int, default=0)
+    score.add_argument("--out", type=Path, help="write the scores as JSON")
+    score.add_argument("--grid", type=Path, help="write pictures, the wrong ones in red frames")
 
     sample = commands.add_parser("sample", help="write a grid of pictures")
     sample.add_argument("pipeline", type=Path)
@@ -70,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     gallery.add_argument("--seed", type=int, default=0)
     gallery.add_argument("--out", type=Path, default=Path("docs/gallery.png"))
 
-    for command in (vae, teacher, sample, gallery):
+    for command in (vae, teacher, judge, score, sample, gallery):
         command.add_argument("--threads", type=count, help="CPU threads (default: all cores)")
     return parser
 
@@ -78,126 +86,15 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit status."""
     arguments = _parser().parse_args(argv)
+    from distill.emoji.commands import run  # torch and diffusers, after the arguments are right
+
     try:
-        COMMANDS[arguments.command](arguments)
+        run(arguments)
     except DistillError as error:
         print(f"distill.emoji: {error}", file=sys.stderr)
         return 2
     return 0
 
-
-def _sprites(arguments: argparse.Namespace) -> None:
-    from distill.emoji.sprites import render_sheet
-
-    render_sheet(arguments.font)
-
-
-def _use_threads(arguments: argparse.Namespace) -> None:
-    import torch
-
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-
-
-def _vae(arguments: argparse.Namespace) -> None:
-    _use_threads(arguments)
-    from distill.emoji.loop import Plan
-    from distill.emoji.processes import join_processes
-    from distill.emoji.vae import reconstruction_psnr, train_vae
-
-    plan = Plan(
-        steps=arguments.steps,
-        batch=arguments.batch,
-        learning_rate=1e-3,
-        betas=(0.9, 0.99),
-        weight_decay=0.0,
-        constant=0.5,
-        ema=0.995,
-    )
-    vae = train_vae(arguments.folder, plan)
-    if join_processes()[0] > 0:
-        return
-    with whole_folder(arguments.folder / "vae") as temporary:
-        vae.save_pretrained(temporary)
-    print(f"held-out reconstruction {reconstruction_psnr(vae):.2f} dB: {arguments.folder / 'vae'}")
-
-
-def _teacher(arguments: argparse.Namespace) -> None:
-    _use_threads(arguments)
-    import torch
-    from diffusers import AutoencoderKL
-
-    from distill.emoji.latents import build_pool
-    from distill.emoji.loop import Plan
-    from distill.emoji.processes import join_processes
-    from distill.emoji.teacher import train_teacher
-    from distill.emoji.text import new_tokenizer
-
-    if not (arguments.vae / "config.json").exists():
-        raise DistillError(
-            f"{arguments.vae} holds no autoencoder; train one with python -m distill.emoji vae"
-        )
-    vae = AutoencoderKL.from_pretrained(arguments.vae)
-    vae.register_to_config(_name_or_path="emoji-vae")  # else the folder's name is published
-    tokenizer = new_tokenizer()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    pool = build_pool(
-        vae,
-        tokenizer,
-        arguments.subjects,
-        arguments.singles,
-        arguments.pairs,
-        arguments.folder / "pool.safetensors",
-    )
-    plan = Plan(steps=arguments.steps, batch=arguments.batch, learning_rate=1e-3)
-    teacher = train_teacher(arguments.folder, plan, vae, pool, pairs=0.4)
-    if join_processes()[0] > 0:
-        return
-    with whole_folder(arguments.out) as temporary:
-        teacher.pipeline(vae, tokenizer).to(torch.float16).save_pretrained(temporary)
-
-
-def _pipeline(folder: Path) -> "StableDiffusion3Pipeline":
-    from distill.adapters import load_adapter
-
-    pipeline = load_adapter(str(folder), max_sequence_length=0).pipeline
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _sample(arguments: argparse.Namespace) -> None:
-    _use_threads(arguments)
-    from distill.emoji.teacher import PREVIEW_PROMPTS, sample
-    from distill.pictures import save_grid
-
-    prompts = arguments.prompt or PREVIEW_PROMPTS
-    images = sample(
-        _pipeline(arguments.pipeline), prompts, arguments.steps, arguments.guidance, arguments.seed
-    )
-    save_grid(images, arguments.out, columns=min(len(images), 8))
-
-
-def _gallery(arguments: argparse.Namespace) -> None:
-    _use_threads(arguments)
-    from distill.emoji.gallery import save_gallery
-    from distill.emoji.teacher import PREVIEW_PROMPTS, sample
-
-    teacher, student = _pipeline(arguments.teacher), _pipeline(arguments.student)
-    seed = arguments.seed
-    rows = [("teacher, 28 steps\nguidance 3.5", sample(teacher, PREVIEW_PROMPTS, seed=seed))]
-    for steps in (4, 2, 1):
-        pictures = sample(student, PREVIEW_PROMPTS, steps, guidance_scale=1.0, seed=seed)
-        rows.append((f"student, {steps} step{'s' * (steps > 1)}\nno guidance", pictures))
-    save_gallery(rows, PREVIEW_PROMPTS, arguments.out)
-
-
-COMMANDS = {
-    "sprites": _sprites,
-    "vae": _vae,
-    "teacher": _teacher,
-    "sample": _sample,
-    "gallery": _gallery,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

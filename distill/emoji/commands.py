@@ -1,0 +1,167 @@
+"""What the commands of ``python -m distill.emoji`` do; imported when one of them runs."""
+
+import argparse
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKL
+
+from distill.adapters import load_adapter
+from distill.emoji.gallery import save_gallery
+from distill.emoji.judge import load_judge, save_judge, train_judge
+from distill.emoji.latents import build_pool
+from distill.emoji.loop import Plan
+from distill.emoji.processes import join_processes
+from distill.emoji.score import print_scores, save_marked, score_pipeline
+from distill.emoji.sprites import render_sheet
+from distill.emoji.teacher import PREVIEW_PROMPTS, sample, train_teacher
+from distill.emoji.text import new_tokenizer
+from distill.emoji.vae import reconstruction_psnr, train_vae
+from distill.emoji.verdict import held_out, judge_accuracy
+from distill.errors import DistillError
+from distill.files import whole_file, whole_folder
+from distill.pictures import save_grid
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusion3Pipeline
+
+_JUDGED = 4000  # pictures on which the judge's own accuracy is measured
+
+
+def _sprites(arguments: argparse.Namespace) -> None:
+    render_sheet(arguments.font)
+
+
+def _vae(arguments: argparse.Namespace) -> None:
+    plan = Plan(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=1e-3,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        constant=0.5,
+        ema=0.995,
+    )
+    vae = train_vae(arguments.folder, plan)
+    if join_processes()[0] > 0:
+        return
+    with whole_folder(arguments.folder / "vae") as temporary:
+        vae.save_pretrained(temporary)
+    print(f"held-out reconstruction {reconstruction_psnr(vae):.2f} dB: {arguments.folder / 'vae'}")
+
+
+def _teacher(arguments: argparse.Namespace) -> None:
+    if not (arguments.vae / "config.json").exists():
+        raise DistillError(
+            f"{arguments.vae} holds no autoencoder; train one with python -m distill.emoji vae"
+        )
+    vae = AutoencoderKL.from_pretrained(arguments.vae)
+    vae.register_to_config(_name_or_path="emoji-vae")  # else the folder's name is published
+    tokenizer = new_tokenizer()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    pool = build_pool(
+        vae,
+        tokenizer,
+        arguments.subjects,
+        arguments.singles,
+        arguments.pairs,
+        arguments.folder / "pool.safetensors",
+    )
+    plan = Plan(steps=arguments.steps, batch=arguments.batch, learning_rate=1e-3)
+    teacher = train_teacher(arguments.folder, plan, vae, pool, pairs=0.4)
+    if join_processes()[0] > 0:
+        return
+    with whole_folder(arguments.out) as temporary:
+        teacher.pipeline(vae, tokenizer).to(torch.float16).save_pretrained(temporary)
+
+
+def _judge(arguments: argparse.Namespace) -> None:
+    plan = Plan(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=1.5e-3,
+        weight_decay=0.02,
+        constant=0.5,
+        ema=0.995,
+    )
+    judge = train_judge(arguments.folder, plan)
+    facts = {
+        "trained_on": f"{plan.steps * plan.batch} drawn pictures, softened",
+        "parameters": sum(weight.numel() for weight in judge.parameters()),
+    }
+    save_judge(judge, arguments.out, facts)
+    # Measured on what was written: the float16 weights are those that judge.
+    accuracy = judge_accuracy(load_judge(arguments.out), _JUDGED)
+    save_judge(judge, arguments.out, {**facts, "held_out_accuracy": accuracy})
+    for question, found in accuracy["drawn"].items():
+        softened = accuracy["softened"][question]["rate"]
+        print(f"{question:10}  drawn {found['rate']:7.2%}  softened {softened:7.2%}")
+
+
+def _pipeline(folder: Path) -> "StableDiffusion3Pipeline":
+    pipeline = load_adapter(str(folder), max_sequence_length=0).pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    judge, pipeline = load_judge(arguments.judge), _pipeline(arguments.pipeline)
+    compositions = held_out(arguments.prompts, arguments.subjects)
+    asked = {name: getattr(arguments, name) for name in ("steps", "guidance", "subjects", "seed")}
+    scores, pictures = score_pipeline(
+        pipeline, judge, compositions, arguments.steps, arguments.guidance, arguments.seed
+    )
+    result = {
+        "pipeline": str(arguments.pipeline),
+        **asked,
+        **scores,
+        "judge": json.loads((arguments.judge / "judge.json").read_text())["held_out_accuracy"],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "torch": torch.__version__,
+    }
+    print_scores(scores, f"{arguments.pipeline}, {arguments.steps} steps")
+    if arguments.out:
+        with whole_file(arguments.out) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.grid:
+        save_marked(pictures, compositions, judge, arguments.grid)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    prompts = arguments.prompt or PREVIEW_PROMPTS
+    images = sample(
+        _pipeline(arguments.pipeline), prompts, arguments.steps, arguments.guidance, arguments.seed
+    )
+    save_grid(images, arguments.out, columns=min(len(images), 8))
+
+
+def _gallery(arguments: argparse.Namespace) -> None:
+    teacher, student = _pipeline(arguments.teacher), _pipeline(arguments.student)
+    seed = arguments.seed
+    rows = [("teacher, 28 steps\nguidance 3.5", sample(teacher, PREVIEW_PROMPTS, seed=seed))]
+    for steps in (4, 2, 1):
+        pictures = sample(student, PREVIEW_PROMPTS, steps, guidance_scale=1.0, seed=seed)
+        rows.append((f"student, {steps} step{'s' * (steps > 1)}\nno guidance", pictures))
+    save_gallery(rows, PREVIEW_PROMPTS, arguments.out)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "sprites": _sprites,
+    "vae": _vae,
+    "teacher": _teacher,
+    "judge": _judge,
+    "score": _score,
+    "sample": _sample,
+    "gallery": _gallery,
+}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command that ``arguments`` name."""
+    if getattr(arguments, "threads", None):
+        torch.set_num_threads(arguments.threads)
+    COMMANDS[arguments.command](arguments)
