@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 import cdm_serve
 from cdm_serve.api.app import create_app
+from cdm_serve.api.keys import Keys
 from cdm_serve.settings import Settings
 from cdm_serve.triton.supervisor import Supervisor
 from cdm_serve.triton.wheel import TritonWheel
@@ -32,7 +33,11 @@ class HttpServer(uvicorn.Server):
 
 
 async def serve(
-    settings: Settings, wheel: TritonWheel | None, listener: socket.socket, console: Console
+    settings: Settings,
+    keys: Keys,
+    wheel: TritonWheel | None,
+    listener: socket.socket,
+    console: Console,
 ) -> None:
     """Serve on a bound socket until SIGINT or SIGTERM.
 
@@ -47,7 +52,7 @@ async def serve(
     where = "the bundled Triton" if wheel else f"Triton at {settings.triton}"
     console.print(f"[bold]cdm-serve[/] {cdm_serve.__version__}: starting {where} ...")
     with ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode") as executor:
-        http = HttpServer(_http_config(settings, create_app(settings, supervisor, executor)))
+        http = HttpServer(_http_config(settings, create_app(settings, keys, supervisor, executor)))
         # HTTP is up from the first moment, so that /readyz can say "not yet".
         serving = asyncio.create_task(http.serve([listener]))
         starting = asyncio.create_task(supervisor.start())

@@ -1,22 +1,29 @@
-"""What holds for every request on every route: an id, a limit on the body, an answer."""
+"""What holds for every request on every route: an id, a key, a limit on the body, an answer."""
 
 import logging
+import re
 import secrets
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdm_serve.api.errors import CODES, error_response
+from cdm_serve.api.files import ROUTE as FILES
+from cdm_serve.api.keys import Keys
 
 logger = logging.getLogger(__name__)
+
+GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Edge:
     """Wraps the whole application, its own error handling included."""
 
-    def __init__(self, app: ASGIApp, body_limit: int) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, body_limit: int) -> None:
         self._app = app
+        self._keys = keys
         self._body_limit = body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -24,7 +31,9 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req_{secrets.token_hex(12)}"
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -34,10 +43,9 @@ class Edge:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._body_limit:
-            response = error_response(self._too_large(), status=413, code=CODES[413])
-            await response(scope, receive, send_with_id)
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await refusal(scope, receive, send_with_id)
             return
         try:
             await self._app(scope, self._limited(receive), send_with_id)
@@ -46,6 +54,22 @@ class Edge:
             logger.exception("%s failed on %s %s", request_id, scope["method"], scope["path"])
             if not started:
                 raise
+
+    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        """What can be answered before the body is read."""
+        owner = self._keys.owner(headers.get("authorization"))
+        scope.setdefault("state", {})["owner"] = owner
+        if owner is None and _needs_key(scope["path"]):
+            return error_response(
+                "the API key is missing or wrong: send Authorization: Bearer KEY",
+                status=401,
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._body_limit:
+            return error_response(self._too_large(), status=413, code=CODES[413])
+        return None
 
     def _limited(self, receive: Receive) -> Receive:
         """A body without a declared length is counted as it comes."""
@@ -63,3 +87,8 @@ class Edge:
 
     def _too_large(self) -> str:
         return f"the body is larger than {self._body_limit} bytes"
+
+
+def _needs_key(path: str) -> bool:
+    """The API, but not links to pictures: their names are secrets themselves."""
+    return path.startswith("/v1/") and not path.startswith(FILES)

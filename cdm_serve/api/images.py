@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from cdm_serve.api.answer import ImageAnswer, image_answer
 from cdm_serve.api.errors import documented
 from cdm_serve.api.files import FileStore, file_url
+from cdm_serve.api.limits import Limits
 from cdm_serve.api.plan import make_plan
 from cdm_serve.api.schema import ImageRequest
 from cdm_serve.api.studio import Studio
@@ -22,12 +23,16 @@ ANSWERS = {
         "description": "The pictures; or the one picture itself, where Accept asks for an image",
         "content": {"image/png": PICTURE, "image/jpeg": PICTURE, "image/webp": PICTURE},
     },
-    **documented(400, 404, 413, 500, 503),
+    **documented(400, 401, 404, 413, 429, 500, 503),
 }
 
 
 def images_router(
-    settings: Settings, supervisor: Supervisor, studio: Studio, store: FileStore
+    settings: Settings,
+    supervisor: Supervisor,
+    limits: Limits,
+    studio: Studio,
+    store: FileStore,
 ) -> APIRouter:
     """The route."""
     router = APIRouter()
@@ -39,6 +44,7 @@ def images_router(
             raise TritonLost("the model is being loaded")
         accept = request.headers.get("accept", "*/*")
         plan = make_plan(body, accept, supervisor.models, settings.prompt_limit)
+        limits.spend(request.state.owner, len(plan.seeds))
         pictures = await studio.make(plan)
         if plan.raw:
             (made,) = pictures

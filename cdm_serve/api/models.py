@@ -49,13 +49,13 @@ def models_router(supervisor: Supervisor, created: int) -> APIRouter:
             max_steps=card.max_steps,
         )
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=documented(401))
     async def models() -> ModelList:
         """All served models; the first is the default."""
         entries = [entry(card) for card in supervisor.models.values()]
         return ModelList(object="list", data=entries)
 
-    @router.get("/v1/models/{model}", responses=documented(404, 503))
+    @router.get("/v1/models/{model}", responses=documented(401, 404, 503))
     async def model(model: str) -> ModelEntry:
         """One served model."""
         return entry(find_model(model, supervisor.models))

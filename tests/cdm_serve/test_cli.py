@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cdm_serve.cli import parse
-from cdm_serve.settings import Settings
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -31,18 +28,6 @@ def refusal(result):
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("cdm-serve: ")
     return line
-
-
-def test_defaults_are_those_of_the_settings():
-    assert parse([]) == Settings()
-
-
-def test_every_setting_is_an_option():
-    line = "--host ::1 --port 9 --triton a:1 --triton-log x --open --model-repository y "
-    settings = parse((line + "--drain-seconds 2.5 --body-limit 10").split())
-    assert (settings.host, settings.port, settings.triton) == ("::1", 9, "a:1")
-    assert (settings.triton_log, settings.model_repository) == (Path("x"), Path("y"))
-    assert (settings.open, settings.drain_seconds, settings.body_limit) == (True, 2.5, 10)
 
 
 def test_a_port_in_use(tmp_path):
@@ -110,3 +95,23 @@ def test_an_external_triton_that_is_not_there():
 @pytest.mark.parametrize("option", ["--port=x", "--nonsense"])
 def test_a_wrong_option(option):
     assert run(option).returncode == 2
+
+
+def test_beyond_this_machine_only_with_keys():
+    line = refusal(run("--host", "0.0.0.0", "--port", 0))
+    assert "would let in everyone" in line
+    assert "--without-keys" in line
+
+
+def test_a_wrong_setting_in_the_environment():
+    line = refusal(run(CDM_SERVE_PORT="abc"))
+    assert "CDM_SERVE_PORT is 'abc': expected a whole number" in line
+
+
+def test_help_is_short():
+    result = run("--help", COLUMNS="100")
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) < 60
+    for flag in ("--port", "--model-repository", "--api-key-file", "--config"):
+        assert flag in result.stdout
+    assert "--api-keys" not in result.stdout

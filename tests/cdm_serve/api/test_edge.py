@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 
 from cdm_serve.api.edge import Edge
 from cdm_serve.api.errors import install_handlers
+from cdm_serve.api.keys import Keys
 
 app = FastAPI()
 install_handlers(app)
@@ -25,7 +26,9 @@ async def read(request: Request) -> int:
 
 def send(method, path, **options):
     async def run():
-        transport = httpx.ASGITransport(Edge(app, body_limit=10), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(
+            Edge(app, Keys([]), body_limit=10), raise_app_exceptions=False
+        )
         async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
             return await client.request(method, path, **options)
 
@@ -59,3 +62,14 @@ def test_a_body_without_length_is_counted(parts, status):
     assert response.status_code == status
     if status == 413:
         assert response.json()["error"]["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize("given", ["abc-1", "00-4bf92f3577b34da6/9:x=", "a" * 128])
+def test_a_given_id_is_kept(given):
+    assert send("GET", "/nothing", headers={"x-request-id": given}).headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["", "a b", "a" * 129, "<script>", 'a"b'])
+def test_an_id_that_would_spoil_a_log_is_replaced(given):
+    kept = send("GET", "/nothing", headers={"x-request-id": given}).headers["x-request-id"]
+    assert kept.startswith("req_")
