@@ -21,7 +21,7 @@ from distill.emoji.sprites import render_sheet
 from distill.emoji.teacher import PREVIEW_PROMPTS, sample, train_teacher
 from distill.emoji.text import new_tokenizer
 from distill.emoji.vae import reconstruction_psnr, train_vae
-from distill.emoji.verdict import held_out, judge_accuracy
+from distill.emoji.verdict import QUESTIONS, held_out, judge_accuracy
 from distill.errors import DistillError
 from distill.files import whole_file, whole_folder
 from distill.pictures import save_grid
@@ -90,16 +90,18 @@ def _judge(arguments: argparse.Namespace) -> None:
     )
     judge = train_judge(arguments.folder, plan)
     facts = {
-        "trained_on": f"{plan.steps * plan.batch} drawn pictures, softened",
+        "pictures": plan.steps * plan.batch,
         "parameters": sum(weight.numel() for weight in judge.parameters()),
+        "torch": torch.__version__,
     }
     save_judge(judge, arguments.out, facts)
     # Measured on what was written: the float16 weights are those that judge.
     accuracy = judge_accuracy(load_judge(arguments.out), _JUDGED)
-    save_judge(judge, arguments.out, {**facts, "held_out_accuracy": accuracy})
-    for question, found in accuracy["drawn"].items():
-        softened = accuracy["softened"][question]["rate"]
-        print(f"{question:10}  drawn {found['rate']:7.2%}  softened {softened:7.2%}")
+    measured = {"held_out_pictures": _JUDGED, "held_out_accuracy": accuracy}
+    save_judge(judge, arguments.out, {**facts, **measured})
+    for question in QUESTIONS:
+        shares = (f"{name} {accuracy[name][question]:7.2%}" for name in accuracy)
+        print(f"{question:10}", *shares)
 
 
 def _pipeline(folder: Path) -> "StableDiffusion3Pipeline":

@@ -138,6 +138,7 @@ def save_judge(judge: JudgeNetwork, folder: Path, facts: Mapping[str, Any]) -> N
     weights = {name: w.half().contiguous() for name, w in judge.state_dict().items()}
     with whole_folder(folder) as temporary:
         save_file(weights, temporary / "model.safetensors")
+        (temporary / "model.safetensors").chmod(0o644)  # safetensors' own mode is private
         text = json.dumps({**facts, "classes": classes}, indent=2)
         (temporary / "judge.json").write_text(f"{text}\n")
 

@@ -123,7 +123,7 @@ def held_out(count: int, subjects: int, seed: int = 0, pairs: float = 0.5) -> li
     return [draw_composition(rng, subjects, pairs, held_out=True) for _ in range(count)]
 
 
-def judge_accuracy(judge: JudgeNetwork, count: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+def judge_accuracy(judge: JudgeNetwork, count: int, seed: int = 0) -> dict[str, dict[str, float]]:
     """Return the judge's own accuracy on drawn held-out pictures, as drawn and softened."""
     compositions = held_out(count, len(SUBJECTS), seed)
     pictures = drawn(compositions, seed)
@@ -131,5 +131,5 @@ def judge_accuracy(judge: JudgeNetwork, count: int, seed: int = 0) -> dict[str, 
     accuracy = {}
     for name, seen in {"drawn": pictures, "softened": softened}.items():
         verdict = right(look(judge, seen)[1], compositions)
-        accuracy[name] = {question: rate(verdict[question]) for question in QUESTIONS}
+        accuracy[name] = {question: rate(verdict[question])["rate"] for question in QUESTIONS}
     return accuracy
