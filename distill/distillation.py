@@ -46,6 +46,7 @@ def distil(recipe: Recipe, folder: Path, resume: bool, console: Console) -> int:
         )
     if processes.main:
         drop_unfinished(folder)
+        drop_unfinished(Path(recipe.output).parent, f"{Path(recipe.output).name}.")
     adapter = load_adapter(recipe.teacher, max_sequence_length=recipe.max_sequence_length)
     prompts = PromptStream(
         adapter,
@@ -58,7 +59,7 @@ def distil(recipe: Recipe, folder: Path, resume: bool, console: Console) -> int:
     if there:
         checkpoint.load(there[-1], trainer)
         console.print(f"continuing from {there[-1]}", soft_wrap=True)
-    log = RunLog(folder, trainer.updates)
+    log = RunLog(folder, trainer.updates, processes.main)
 
     interrupted = _Interrupt()
     with interrupted, TrainingProgress(console, recipe.updates, trainer.updates) as progress:

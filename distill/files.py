@@ -35,13 +35,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def drop_unfinished(folder: Path) -> None:
-    """Delete what a killed process was writing in ``folder``."""
-    for temporary in folder.glob(".*.tmp"):
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink()
+def drop_unfinished(folder: Path, name: str = "") -> None:
+    """Delete what a killed process was writing in ``folder``: everything, or one file or folder.
+
+    Raises:
+        DistillError: it cannot be deleted.
+    """
+    for temporary in folder.glob(f".{name}*.tmp"):
+        try:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink()
+        except OSError as error:
+            raise DistillError(f"unfinished {temporary} cannot be deleted: {error}") from error
 
 
 @contextmanager
@@ -53,10 +60,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent))
     except OSError as error:
         raise DistillError(f"{path} cannot be written: {error}") from error
-    old = temporary.with_name(f"{temporary.name}.old")
+    old = temporary.with_suffix(".old.tmp")
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp's is private

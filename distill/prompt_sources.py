@@ -99,9 +99,8 @@ def _dataset(source: str) -> list[str]:
         ) from error
     column = next((key for key in _KEYS if key in rows.column_names), None)
     if column is None:
-        raise DistillError(
-            f"prompts {source}: its columns are {', '.join(rows.column_names)}; expected {_either()}"
-        )
+        names = ", ".join(rows.column_names)
+        raise DistillError(f"prompts {source}: its columns are {names}; expected {_either()}")
     return _strings(rows[column], f"prompts {source}: column {column}")
 
 

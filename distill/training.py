@@ -1,4 +1,4 @@
-"""The training loop around the trainer: log, previews, checkpoints, and when to stop."""
+"""The training loop around the trainer: log, previews, evaluation, checkpoints, when to stop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from distill import checkpoint
 from distill.errors import DistillError
-from distill.pictures import save_grid
-from distill.preview import preview_pictures
+from distill.evaluation import Evaluation
+from distill.preview import FixedSamples, pictures_of
 from distill.runlog import RunLog
 from distill.trainer import Trainer
 
@@ -21,80 +21,120 @@ Report = Callable[[dict[str, float]], None]
 
 
 def train(
-    trainer: Trainer,
-    folder: Path,
-    log: RunLog,
-    report: Report,
-    stop: Callable[[], bool],
+    trainer: Trainer, folder: Path, log: RunLog, report: Report, stop: Callable[[], bool]
 ) -> None:
     """Update until the recipe's count, or until ``stop``; then leave a checkpoint.
 
+    Every process of the training calls this.
+
     Args:
         trainer: fresh, or with a checkpoint's state.
-        folder: for checkpoints and previews.
-        log: receives a record every ``log_every`` updates and one per preview.
+        folder: for checkpoints and the teacher's samples.
+        log: receives a record every ``log_every`` updates, evaluations and previews.
         report: called with every logged record.
-        stop: asked after every update.
+        stop: asked after every update; with several processes, which must agree, when there is
+            a record.
 
     Raises:
-        DistillError: a loss or gradient is no longer finite, or a file cannot be written.
+        DistillError: a loss or gradient is no longer finite, the student's pictures have collapsed,
+            or a file cannot be written. What is wrong never reaches a checkpoint.
     """
-    recipe = trainer.recipe
+    _Loop(trainer, folder, log, report).run(stop)
 
-    def note(record: dict[str, float]) -> None:
-        log.append(record)
-        report(record)
 
-    def save() -> None:
-        checkpoint.save(folder, trainer, recipe.log.keep)
+class _Loop:
+    def __init__(self, trainer: Trainer, folder: Path, log: RunLog, report: Report) -> None:
+        self.trainer, self.folder, self.log, self.report = trainer, folder, log, report
+        self.recipe = trainer.recipe
+        self.window: list[dict[str, Tensor]] = []
+        self.best = log.least("distance")
+        plan = self.recipe.log
+        self.preview = FixedSamples(trainer, plan.preview_pictures) if plan.preview_every else None
+        self.evaluation = Evaluation(trainer, folder) if self.recipe.evaluation.every else None
+        if self.evaluation and not trainer.updates:
+            log.pictures("teacher", self.evaluation.teacher_pictures(), 0)
+            self._note(self.evaluation.student()[0], "evaluation")  # where the student starts
+        self.clock = time.perf_counter()
 
-    window: list[dict[str, Tensor]] = []
-    started, saved_at = time.perf_counter(), trainer.updates
-    while trainer.updates < recipe.updates and not stop():
-        window.append(trainer.update())
-        done = trainer.updates
-        ends = done == recipe.updates or stop()
-        saves = ends or _every(recipe.log.checkpoint_every, done)
-        # The only points at which the host waits for the device.
-        if saves or _every(recipe.log.log_every, done):
-            means = _checked_means(window, done, folder)
-            seconds = time.perf_counter() - started
-            samples = len(window) * recipe.fake_updates * recipe.batch
-            note({"update": done, **means, "samples_per_second": round(samples / seconds, 3)})
-            window, started = [], time.perf_counter()
-        if _every(recipe.log.preview_every, done):
-            note({"update": done, **_preview(trainer, folder / f"preview-{done:08d}.png")})
-            started = time.perf_counter()
-        if saves:
-            save()
-            saved_at = done
-            started = time.perf_counter()
-    if saved_at != trainer.updates:
-        save()
+    def run(self, stop: Callable[[], bool]) -> None:
+        recipe, alone = self.recipe, self.trainer.processes.count == 1
+        ends = self.trainer.updates >= recipe.updates or stop()
+        while not ends:
+            self.window.append(self.trainer.update())
+            done = self.trainer.updates
+            finished = done == recipe.updates
+            logs = _every(recipe.log.log_every, done)
+            ends = finished or ((alone or logs) and stop())
+            evaluates = self.evaluation and (finished or _every(recipe.evaluation.every, done))
+            previews = _every(recipe.log.preview_every, done)
+            saves = ends or _every(recipe.log.checkpoint_every, done)
+            if logs or evaluates or previews or saves:
+                # Only here does the host wait for the device.
+                self._log_window()
+                better = bool(evaluates) and self._evaluate()
+                if previews:
+                    self._preview()
+                if saves or better:
+                    checkpoint.save(self.folder, self.trainer, recipe.log.keep, best=better)
+                self.clock = time.perf_counter()
+
+    def _note(self, record: dict[str, float], group: str) -> None:
+        record = {"update": self.trainer.updates, **record}
+        self.log.append(record, group)
+        self.report(record)
+
+    def _log_window(self) -> None:
+        """Each metric's mean over the updates since the last record, and all processes."""
+        names = list(self.window[0])
+        rows = torch.stack([torch.stack([m[name] for name in names]) for m in self.window])
+        values = self.trainer.processes.mean(rows.float()).cpu()
+        seconds = time.perf_counter() - self.clock
+        first = self.trainer.updates - len(self.window) + 1
+        for update, row in enumerate(values.tolist(), start=first):
+            for name, value in zip(names, row, strict=True):
+                if not math.isfinite(value):
+                    there = checkpoint.found(self.folder)
+                    good = there[-1] if there else None
+                    raise _gone_wrong(f"update {update}: {name} is {value}", good)
+        means = dict(zip(names, values.mean(0).tolist(), strict=True))
+        samples = len(self.window) * self.recipe.fake_updates * self.recipe.batch
+        self._note({**means, "samples_per_second": round(samples / seconds, 3)}, "training")
+        self.window = []
+
+    def _evaluate(self) -> bool:
+        """Whether the student is better than ever before."""
+        assert self.evaluation is not None
+        record, wrong = self.evaluation.student()
+        # All processes stop, or none; they have the same pictures, but for rounding.
+        if self.trainer.processes.any(wrong is not None):
+            # Checkpoints since the last evaluation may hold what has just been seen.
+            good = checkpoint.best_of(self.folder)
+            raise _gone_wrong(
+                f"update {self.trainer.updates}: the student collapsed: {wrong}", good
+            )
+        self._note(record, "evaluation")
+        better = record["distance"] < self.best
+        self.best = min(self.best, record["distance"])
+        return better
+
+    def _preview(self) -> None:
+        assert self.preview is not None
+        latents = self.preview.student()
+        if self.trainer.processes.main:
+            pictures = pictures_of(self.trainer, latents)
+            self.log.pictures("preview", pictures, self.trainer.updates)
+
+
+def _gone_wrong(what: str, good: Path | None) -> DistillError:
+    if good is None or not good.exists():
+        how = "no good checkpoint yet: start again with"
+    else:
+        how = f"the last good checkpoint is {good}: delete any later one and --resume with"
+    return DistillError(
+        f"{what}; training stopped; {how} lower learning rates "
+        "(--set optimiser.student_rate=...), or start a new --run with a lower loss.alpha"
+    )
 
 
 def _every(interval: int, done: int) -> bool:
     return interval > 0 and done % interval == 0
-
-
-def _preview(trainer: Trainer, path: Path) -> dict[str, float]:
-    pictures = preview_pictures(trainer)
-    save_grid(pictures, path)
-    return {"brightness": pictures.mean().item(), "contrast": pictures.std().item()}
-
-
-def _checked_means(window: list[dict[str, Tensor]], done: int, folder: Path) -> dict[str, float]:
-    """Each metric's mean over the updates since the last record."""
-    names = list(window[0])
-    rows = torch.stack([torch.stack([metrics[name] for name in names]) for metrics in window])
-    values = rows.float().cpu()
-    for update, row in enumerate(values.tolist(), start=done - len(window) + 1):
-        for name, value in zip(names, row, strict=True):
-            if not math.isfinite(value):
-                last = checkpoint.found(folder)
-                good = f"the last good checkpoint is {last[-1]}" if last else "no checkpoint yet"
-                raise DistillError(
-                    f"update {update}: {name} is {value}, training stopped; {good}; continue from "
-                    "it with --resume and lower learning rates (--set optimiser.student_rate=...)"
-                )
-    return dict(zip(names, values.mean(0).tolist(), strict=True))

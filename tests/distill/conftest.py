@@ -9,7 +9,7 @@ from pipelines import PROMPTS, tiny_sd3
 from distill.adapters import Adapter, load_adapter
 from distill.parallel import Processes
 from distill.prompts import PromptStream
-from distill.recipe import LogRecipe, Recipe, RuntimeRecipe, ScheduleRecipe
+from distill.recipe import EvaluationRecipe, LogRecipe, Recipe, RuntimeRecipe, ScheduleRecipe
 from distill.trainer import Trainer
 
 
@@ -50,5 +50,6 @@ def recipe(teacher: Path, tmp_path: Path) -> Recipe:
         batch=3,
         schedule=ScheduleRecipe(n_max=4),
         log=LogRecipe(log_every=1, preview_every=0, checkpoint_every=0),
+        evaluation=EvaluationRecipe(every=0),
         runtime=RuntimeRecipe(device="cpu", precision="fp32"),
     )

@@ -38,6 +38,10 @@ def recipe_file(teacher: Path, tmp_path: Path) -> Path:
         log_every = 1
         preview_every = 0
         checkpoint_every = 1
+        [evaluation]
+        every = 5
+        pictures = 2
+        teacher_steps = 3
         [runtime]
         device = "cpu"
         threads = 1
@@ -86,6 +90,7 @@ def test_kill_9_and_resume_is_bit_for_bit_the_straight_run(
     reached = updates_of(checkpoint.found(killed)[-1])
     assert 3 <= reached < UPDATES  # it was under way
     (killed / ".checkpoint-00000004.tmp").mkdir(exist_ok=True)  # as a kill while writing leaves it
+    (tmp_path / ".student.0a1b2c.tmp").mkdir()
 
     assert main([str(recipe_file), "--run", str(killed), "--resume"]) == 0
     assert main([str(recipe_file), "--run", str(straight)]) == 0
@@ -99,8 +104,8 @@ def test_kill_9_and_resume_is_bit_for_bit_the_straight_run(
         ]
         for run in (straight, killed)
     ]
-    assert len(logs[0]) == UPDATES and logs[0] == logs[1]
-    assert not list(killed.glob(".*"))
+    assert len(logs[0]) == UPDATES + len((0, 5, 10, UPDATES)) and logs[0] == logs[1]
+    assert not list(killed.glob(".*")) and not list(tmp_path.glob(".*"))
     student = StableDiffusion3Pipeline.from_pretrained(
         tmp_path / "student", text_encoder_3=None, tokenizer_3=None
     )

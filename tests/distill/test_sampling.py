@@ -1,7 +1,6 @@
 """The sampler and the preview against diffusers' pipeline."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from pipelines import PROMPTS
 
 from distill.adapters import Adapter
 from distill.pictures import save_grid
-from distill.preview import preview_pictures
+from distill.preview import FixedSamples, pictures_of
 from distill.recipe import Recipe
 from distill.sampling import sample
 from distill.trainer import Trainer
@@ -48,9 +47,9 @@ def test_the_sampler_is_the_pipelines(adapter: Adapter) -> None:
 def test_a_fresh_students_preview_is_the_teachers_unguided_picture(
     make: Callable[..., Trainer], adapter: Adapter, recipe: Recipe
 ) -> None:
-    recipe = replace(recipe, log=replace(recipe.log, preview_pictures=3))
-    expected = pipeline_pictures(adapter, 3)
-    torch.testing.assert_close(preview_pictures(make(recipe)), expected, rtol=0, atol=1e-5)
+    trainer = make(recipe)
+    pictures = pictures_of(trainer, FixedSamples(trainer, 3).student())
+    torch.testing.assert_close(pictures, pipeline_pictures(adapter, 3), rtol=0, atol=1e-5)
 
 
 def test_the_grid_holds_the_pictures_row_by_row(tmp_path: Path) -> None:
