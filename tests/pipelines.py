@@ -6,6 +6,8 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    LongCatImagePipeline,
+    LongCatImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
@@ -14,6 +16,9 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -44,18 +49,7 @@ def tiny_sd3(folder: Path | str, seed: int = 0, t5: bool = False) -> Path:
             ),
             # The default shift of 1 would hide shift mistakes.
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=AutoencoderKL(
-                block_out_channels=(8, 8, 8),
-                down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3,
-                latent_channels=4,
-                norm_num_groups=4,
-                sample_size=64,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-                scaling_factor=1.5035,
-                shift_factor=0.0609,
-            ),
+            vae=_vae(channels=4, scaling_factor=1.5035, shift_factor=0.0609),
             text_encoder=_clip(),
             tokenizer=_clip_tokenizer("<|endoftext|>"),
             text_encoder_2=_clip(),
@@ -65,6 +59,53 @@ def tiny_sd3(folder: Path | str, seed: int = 0, t5: bool = False) -> Path:
         )
     pipeline.save_pretrained(folder)
     return Path(folder)
+
+
+def tiny_longcat(folder: Path | str, seed: int = 0) -> Path:
+    """Save a random LongCatImagePipeline: 64x64 px, latents 16x16x16, 64 image and 512 text tokens.
+
+    Load it with ``text_processor=None``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = LongCatImagePipeline(
+            transformer=LongCatImageTransformer2DModel(
+                in_channels=64,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                pooled_projection_dim=32,
+                axes_dims_rope=[4, 4, 8],
+            ),
+            # The constant shift is not LongCat's, and must not be looked at.
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, shift=3.0
+            ),
+            vae=_vae(channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+            text_encoder=_qwen(),
+            tokenizer=_qwen_tokenizer(),
+            text_processor=None,
+        )
+    pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
+def _vae(channels: int, scaling_factor: float, shift_factor: float) -> AutoencoderKL:
+    """Four pixels a side to a latent one."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=64,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+    )
 
 
 def _clip_tokenizer(pad_token: str) -> CLIPTokenizer:
@@ -107,3 +148,49 @@ def _t5() -> T5EncoderModel:
         vocab_size=30, d_model=72, d_kv=8, d_ff=37, num_layers=2, num_heads=4, dropout_rate=0.0
     )
     return T5EncoderModel(config).eval()
+
+
+def _qwen_tokenizer() -> Qwen2Tokenizer:
+    """Byte-level BPE without merges; pads with id 256."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = [*sorted(ByteLevel.alphabet()), *special]
+    return Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(vocab)},
+        merges=[],
+        extra_special_tokens=special[1:],
+    )
+
+
+def _qwen() -> Qwen2_5_VLForConditionalGeneration:
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": 259,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 1024,
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [2, 3, 3],
+                "rope_theta": 10000.0,
+            },
+            "bos_token_id": 256,
+            "eos_token_id": 258,
+            "pad_token_id": 256,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [0],
+        },
+        image_token_id=0,
+        video_token_id=1,
+        vision_start_token_id=2,
+        vision_end_token_id=3,
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).eval()

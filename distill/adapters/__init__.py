@@ -2,6 +2,7 @@
 
 from distill.adapters.adapter import Adapter, Condition
 from distill.adapters.loading import load_adapter
+from distill.adapters.longcat import LongCatAdapter
 from distill.adapters.sd3 import Sd3Adapter
 
-__all__ = ["Adapter", "Condition", "Sd3Adapter", "load_adapter"]
+__all__ = ["Adapter", "Condition", "LongCatAdapter", "Sd3Adapter", "load_adapter"]

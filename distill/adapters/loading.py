@@ -1,51 +1,114 @@
-"""Choose the adapter from a pipeline's ``model_index.json``."""
+"""Choose the adapter from a pipeline's ``model_index.json`` and load the pipeline for it."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline, LongCatImagePipeline, StableDiffusion3Pipeline
 
 from distill.adapters.adapter import Adapter
+from distill.adapters.components import check_files, first_line, load_components
+from distill.adapters.longcat import LongCatAdapter
 from distill.adapters.sd3 import Sd3Adapter
 from distill.errors import DistillError
 
-_ADAPTERS = {"StableDiffusion3Pipeline": (StableDiffusion3Pipeline, Sd3Adapter)}
+_ADAPTERS: dict[str, tuple[Any, type[Sd3Adapter] | type[LongCatAdapter]]] = {
+    "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, Sd3Adapter),
+    "LongCatImagePipeline": (LongCatImagePipeline, LongCatAdapter),
+}
+# What a pipeline's class can do without: SD3's T5 and IP adapter, LongCat's prompt rewriting.
+_OPTIONAL = {
+    "text_encoder_3",
+    "tokenizer_3",
+    "image_encoder",
+    "feature_extractor",
+    "text_processor",
+}
 
 
 def load_adapter(
-    path_or_name: str, dtype: torch.dtype = torch.float32, max_sequence_length: int = 256
+    path_or_name: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None
 ) -> Adapter:
     """Load a pipeline by folder or hub name, with all weights in ``dtype``.
 
-    Components that ``model_index.json`` lists as null (a teacher without T5) stay absent.
+    Components that ``model_index.json`` lists as null (a pipeline without T5) stay absent, and so
+    does LongCat's text processor, which only rewrites prompts.
+
+    Args:
+        path_or_name: a diffusers folder, or a name on the hub.
+        dtype: of all weights.
+        max_sequence_length: text tokens; None takes what the pipeline takes.
 
     Raises:
-        DistillError: nothing there, not a known flow-matching pipeline, or damaged files.
+        DistillError: nothing there, not a known flow-matching pipeline, incomplete or damaged.
     """
     index = _model_index(path_or_name)
     class_name = index.get("_class_name")
     if class_name not in _ADAPTERS:
         raise DistillError(
-            f"{path_or_name} is a {class_name}, not a flow-matching pipeline that can be "
-            f"distilled; known: {', '.join(_ADAPTERS)}"
+            f"{path_or_name} is a {class_name}, not a flow-matching pipeline this package has an "
+            f"adapter for; known pipelines: {', '.join(_ADAPTERS)}"
         )
     pipeline_class, adapter_class = _ADAPTERS[class_name]
-    absent = {name: None for name, entry in index.items() if entry == [None, None]}
-    try:
-        pipeline = pipeline_class.from_pretrained(path_or_name, dtype=dtype, **absent)
-    except (OSError, ValueError, KeyError) as error:
-        raise DistillError(f"{path_or_name} cannot be loaded: {_first_line(error)}") from error
-    return adapter_class(pipeline, max_sequence_length)
+    present = _components(path_or_name, index, pipeline_class)
+    folder = pipeline_folder(path_or_name)
+    check_files(folder, present)
+    components = load_components(folder, present, dtype)
+    absent = {name: None for name in _expected(pipeline_class) if name not in present}
+    return adapter_class(pipeline_class(**components, **absent), max_sequence_length)
 
 
 def pipeline_folder(path_or_name: str) -> Path:
-    """The local folder of a pipeline; for a hub name that of its download."""
+    """The local folder of a pipeline; for a hub name that of its download.
+
+    Raises:
+        DistillError: the download failed.
+    """
     folder = Path(path_or_name)
-    return folder if folder.is_dir() else Path(DiffusionPipeline.download(path_or_name))
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(DiffusionPipeline.download(path_or_name))
+    except Exception as error:  # each of the libraries below raises its own kinds
+        raise DistillError(f"{path_or_name} cannot be downloaded: {first_line(error)}") from error
+
+
+def _components(
+    path_or_name: str, index: dict[str, Any], pipeline_class: Any
+) -> dict[str, tuple[str, str]]:
+    """Library and class of every component to be loaded."""
+    expected = _expected(pipeline_class)
+    present = {
+        name: (entry[0], entry[1])
+        for name, entry in index.items()
+        if name in expected
+        and name != "text_processor"
+        and isinstance(entry, list)
+        and len(entry) == 2
+        and all(isinstance(part, str) for part in entry)
+    }
+    required = [name for name in expected if name not in _OPTIONAL]
+    required += [
+        name.replace("text_encoder", "tokenizer")
+        for name in present
+        if name.startswith("text_encoder")
+    ]
+    missing = sorted({*required} - present.keys())
+    if missing:
+        raise DistillError(
+            f"{path_or_name}: model_index.json lists no {' and no '.join(missing)}, which "
+            f"{pipeline_class.__name__} needs"
+        )
+    return present
+
+
+def _expected(pipeline_class: Any) -> list[str]:
+    """The components the class is made of."""
+    return list(inspect.signature(pipeline_class).parameters)
 
 
 def _model_index(path_or_name: str) -> dict[str, Any]:
@@ -66,7 +129,3 @@ def _model_index(path_or_name: str) -> dict[str, Any]:
         raise DistillError(f"{folder / 'model_index.json'} must hold a JSON object")
     # Tuples when diffusers read it, lists when json did.
     return {key: list(v) if isinstance(v, tuple) else v for key, v in index.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

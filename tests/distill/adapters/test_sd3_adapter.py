@@ -1,6 +1,5 @@
 """The adapter against diffusers' own pipeline on the same weights."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -36,43 +35,6 @@ def test_encode_equals_encode_prompt(adapter: Sd3Adapter) -> None:
     tokens = 24 + adapter.max_sequence_length
     assert condition.prompt_embeds.shape == (2, tokens, 72)
     assert not torch.equal(condition.pooled[0], condition.pooled[1])
-
-
-def test_four_steps_equal_the_pipeline(adapter: Sd3Adapter) -> None:
-    pipeline = adapter.pipeline
-    pipeline.set_progress_bar_config(disable=True)
-    shape = (2, *adapter.latent_shape(64, 64))
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    expected = pipeline(
-        PROMPTS,
-        latents=noise,
-        num_inference_steps=4,
-        sigmas=[1.0, 0.75, 0.5, 0.25],
-        guidance_scale=1.0,
-        max_sequence_length=adapter.max_sequence_length,
-        output_type="latent",
-    ).images
-    picture = pipeline(
-        PROMPTS,
-        latents=noise,
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        sigmas=[1.0, 0.75, 0.5, 0.25],
-        max_sequence_length=adapter.max_sequence_length,
-        output_type="pt",
-    ).images
-
-    sigmas = adapter.sigmas(4, 64, 64)
-    condition = adapter.encode(PROMPTS)
-    x = noise
-    with torch.no_grad():
-        for sigma, next_sigma in itertools.pairwise(sigmas):
-            v = adapter.velocity(adapter.transformer, x, torch.full((2,), sigma), condition)
-            x = x + (next_sigma - sigma) * v
-    torch.testing.assert_close(x, expected, rtol=0, atol=1e-6)
-    decoded = (adapter.decode(x) / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(decoded, picture, rtol=0, atol=1e-6)
-    assert x.std() > 0.1 and not torch.allclose(x, noise, atol=0.1)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -134,30 +96,3 @@ def test_a_clip_only_teacher_loads_in_float16(tmp_path: Path) -> None:
     assert isinstance(adapter.pipeline, StableDiffusion3Pipeline)
     assert adapter.pipeline.text_encoder_3 is None
     assert {p.dtype for p in adapter.transformer.parameters()} == {torch.float16}
-
-
-def test_unknown_teachers_are_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(DistillError, match=r"no readable model_index\.json"):
-        load_adapter(str(tmp_path))
-    with pytest.raises(DistillError, match=r"is no folder here, and is no model the hub gives"):
-        load_adapter(str(tmp_path / "none"))
-    index = tmp_path / "model_index.json"
-    index.write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(DistillError, match="not a flow-matching pipeline") as caught:
-        load_adapter(str(tmp_path))
-    assert "StableDiffusion3Pipeline" in str(caught.value)
-    index.write_text("[]")
-    with pytest.raises(DistillError, match="must hold a JSON object"):
-        load_adapter(str(tmp_path))
-    index.write_text('{"_class_name": "StableDiffusion3Pipeline"}')
-    with pytest.raises(DistillError, match="cannot be loaded") as caught:
-        load_adapter(str(tmp_path))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_scheduler_that_resamples_the_grid_is_refused(tmp_path: Path) -> None:
-    folder = tiny_sd3(tmp_path / "teacher")
-    path = folder / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "use_karras_sigmas": True}))
-    with pytest.raises(DistillError, match="use_karras_sigmas"):
-        load_adapter(str(folder))

@@ -1,0 +1,130 @@
+"""The components of a pipeline's folder, loaded so that nothing is made up.
+
+transformers fills what it does not find: a missing weight with random numbers, a missing
+configuration with that of a model of billions of weights, a missing vocabulary with an empty one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.errors import DistillError
+
+Components = dict[str, tuple[str, str]]  # name -> library, class
+
+
+def check_files(folder: Path, components: Components) -> None:
+    """That every component has the files without which something would be made up.
+
+    Raises:
+        DistillError: a folder, a network's configuration or a tokenizer's vocabulary is missing.
+    """
+    for name, entry in components.items():
+        place = folder / name
+        component_class = _class(place, *entry)
+        if not place.is_dir():
+            raise DistillError(f"{folder} is incomplete: model_index.json lists {name}")
+        if issubclass(component_class, nn.Module):
+            _check_config(place / "config.json")
+        elif issubclass(component_class, PreTrainedTokenizerBase):
+            # Merges without a vocabulary are nothing.
+            files = {*component_class.vocab_files_names.values()} - {"merges.txt"}
+            if not any((place / file).is_file() for file in files):
+                raise DistillError(
+                    f"{place} has no vocabulary; expected one of {', '.join(sorted(files))}"
+                )
+
+
+def load_components(folder: Path, components: Components, dtype: torch.dtype) -> dict[str, Any]:
+    """Every component, those with weights in ``dtype``.
+
+    Raises:
+        DistillError: a file is missing or damaged, or lacks a weight of the network.
+    """
+    loaded = {}
+    for name, entry in components.items():
+        component_class = _class(folder / name, *entry)
+        load = _load_network if issubclass(component_class, nn.Module) else _load
+        try:
+            with _quiet():
+                loaded[name] = load(component_class, folder / name, dtype)
+        except DistillError:
+            raise
+        except Exception as error:  # each of the libraries below raises its own kinds
+            raise DistillError(f"{folder / name} cannot be loaded: {first_line(error)}") from error
+    return loaded
+
+
+def _load(component_class: Any, place: Path, _: torch.dtype) -> Any:
+    return component_class.from_pretrained(place)
+
+
+def _load_network(network_class: Any, place: Path, dtype: torch.dtype) -> nn.Module:
+    # transformers puts shapes that differ into a report; diffusers says them in its error.
+    options = (
+        {"ignore_mismatched_sizes": True} if issubclass(network_class, PreTrainedModel) else {}
+    )
+    network: nn.Module
+    network, info = network_class.from_pretrained(
+        place, dtype=dtype, output_loading_info=True, **options
+    )
+    other_shapes = [key for key, *_ in info["mismatched_keys"]]
+    if missing := sorted([*info["missing_keys"], *other_shapes]):
+        raise DistillError(
+            f"{place}: weight {missing[0]} (the first of {len(missing)}) is missing from its files "
+            "or has another shape than config.json says"
+        )
+    return network
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _class(place: Path, library: str, name: str) -> Any:
+    found = None
+    if library in ("diffusers", "transformers"):
+        found = getattr(importlib.import_module(library), name, None)
+    if found is None:
+        raise DistillError(
+            f"{place}: model_index.json names the class {library}.{name}, which is not known here; "
+            "expected one of diffusers or transformers"
+        )
+    return found
+
+
+def _check_config(path: Path) -> None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DistillError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DistillError(f"{path} holds no JSON: {first_line(error)}") from error
+    if not isinstance(config, dict) or not config:
+        raise DistillError(f"{path} must hold a JSON object with the network's configuration")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' reports of what they missed and made up; the error says it."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [logging.get_verbosity() for logging in libraries]
+    for logging in libraries:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for logging, verbosity in zip(libraries, before, strict=True):
+            logging.set_verbosity(verbosity)

@@ -1,0 +1,128 @@
+"""LongCat-Image: ``LongCatImageTransformer2DModel`` behind the language half of a Qwen2.5-VL."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import LongCatImagePipeline
+from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from distill.adapters.adapter import Condition
+from distill.adapters.flow_matching import FlowMatchingAdapter
+from distill.errors import DistillError
+
+PATCH = 2  # fixed in the pipeline; the transformer's own patch_size counts packed pixels
+
+
+class LongCatAdapter(FlowMatchingAdapter):
+    """Mirrors ``diffusers.LongCatImagePipeline`` without prompt rewriting.
+
+    Text is 512 tokens, padded: the text encoder masks the padding, the transformer attends to all
+    of it. The template around the prompt is encoded with it and cut off again.
+
+    ``velocity`` is the network's bare answer. The pipeline's guidance combines two of them, for
+    the prompt and for ``""``, as ``uncond + scale * (cond - uncond)`` and then, with its
+    ``enable_cfg_renorm``, scales each packed token down to the length it has in ``cond``. That is
+    sampling with a guided teacher: neither CDM's losses, which need the bare ones, nor the
+    student, which has no guidance, may do it.
+
+    Args:
+        pipeline: built or loaded with ``text_processor=None``; its components are used as they are.
+        max_sequence_length: 512 or nothing; the pipeline has no other text length.
+
+    Raises:
+        DistillError: another text length, or a scheduler that takes no Euler steps over sigmas
+            shifted one by one.
+    """
+
+    name = "longcat"
+
+    def __init__(
+        self, pipeline: LongCatImagePipeline, max_sequence_length: int | None = None
+    ) -> None:
+        super().__init__(pipeline, PATCH, pipeline.transformer.config.in_channels // PATCH**2)
+        self.max_sequence_length: int = pipeline.tokenizer_max_length
+        if max_sequence_length not in (None, self.max_sequence_length):
+            raise DistillError(
+                f"max_sequence_length = {max_sequence_length}: LongCat-Image always reads "
+                f"{self.max_sequence_length} text tokens; set it to {self.max_sequence_length}"
+            )
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Condition:
+        """The prompts' embeddings as ``encode_prompt`` makes them; ``""`` is the null condition."""
+        # A pipeline with the text encoder alone: a whole one takes the transformer's device.
+        text = LongCatImagePipeline(
+            scheduler=self.pipeline.scheduler,
+            vae=None,
+            text_encoder=self.pipeline.text_encoder,
+            tokenizer=self.pipeline.tokenizer,
+            text_processor=None,
+            transformer=None,
+        )
+        prompt_embeds, _ = text.encode_prompt(prompts)
+        return Condition(prompt_embeds, None)
+
+    def velocity(self, model: nn.Module, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """The velocity eps - x0 at noise level sigma, (B, C, h, w), without guidance.
+
+        Args:
+            model: the transformer or a network of its architecture.
+            x: noisy latents (B, C, h, w), not packed.
+            sigma: (B,) in [0, 1], in float32; 1 is noise.
+            condition: B rows.
+        """
+        rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
+        text_tokens = condition.prompt_embeds.shape[1]
+        velocity: Tensor = model(
+            hidden_states=pack(x),
+            timestep=self._timestep(sigma, _compute_dtype(x)),
+            encoder_hidden_states=condition.prompt_embeds,
+            txt_ids=text_ids(text_tokens, x.device),
+            img_ids=image_ids(rows, columns, self.max_sequence_length, x.device),
+            return_dict=False,
+        )[0]
+        return unpack(velocity, rows, columns)
+
+    def _timestep(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the pipeline hands over: rounded at its full scale first, in bfloat16 904.5 to 904.
+
+        The transformer multiplies by 1000 again in that type. From 0.9045 it would come to 908.
+        """
+        timestep: Tensor = sigma * self.pipeline.scheduler.config.num_train_timesteps
+        return timestep.to(dtype) / 1000
+
+
+def pack(x: Tensor) -> Tensor:
+    """Latents (B, C, h, w) -> tokens (B, h/2 * w/2, 4C), row by row."""
+    return pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2).contiguous()
+
+
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Tokens (B, rows * columns, 4C) -> latents (B, C, 2 * rows, 2 * columns)."""
+    batch, _, channels = tokens.shape
+    return pixel_shuffle(tokens.transpose(1, 2).reshape(batch, channels, rows, columns), PATCH)
+
+
+# Whole numbers: what casts floating-point inputs must not round a position.
+def text_ids(tokens: int, device: torch.device) -> Tensor:
+    """Positions of the text tokens, (T, 3): modality 0, then the token's number twice."""
+    number = torch.arange(tokens, device=device)
+    return torch.stack([torch.zeros_like(number), number, number], dim=-1)
+
+
+def image_ids(rows: int, columns: int, start: int, device: torch.device) -> Tensor:
+    """Positions of the image tokens, (rows * columns, 3): modality 1, row and column.
+
+    Both count from ``start``, behind the text.
+    """
+    row = torch.arange(rows, device=device)[:, None].expand(rows, columns) + start
+    column = torch.arange(columns, device=device)[None].expand(rows, columns) + start
+    return torch.stack([torch.ones_like(row), row, column], dim=-1).flatten(0, 1)
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The type the transformer works in; it is that of the pipeline's latents in sampling."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype

@@ -1,0 +1,131 @@
+"""What the trainer and the exporter ask of every architecture alike."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pipelines import tiny_longcat, tiny_sd3
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from distill.adapters import Adapter, Condition, load_adapter
+from distill.sampling import sample
+
+PROMPTS = ["a fox in the snow", "a sign that says 'two owls'"]
+SIGMAS = [1.0, 0.75, 0.5, 0.25]
+SIZES = [(64, 64), (64, 96), (104, 40)]  # the last has 13 by 5 patches
+
+
+@pytest.fixture(scope="module", params=["sd3", "sd3+t5", "longcat"])
+def loaded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Adapter, dict[str, Any]]:
+    """An adapter and how its pipeline is called for the same picture."""
+    folder: Path = tmp_path_factory.mktemp("pipeline") / request.param
+    if request.param == "longcat":
+        adapter = load_adapter(str(tiny_longcat(folder)))
+        arguments: dict[str, Any] = {"enable_prompt_rewrite": False}
+    else:
+        t5 = request.param == "sd3+t5"
+        length = 16 if t5 else 0
+        adapter = load_adapter(str(tiny_sd3(folder, t5=t5)), max_sequence_length=length)
+        arguments = {"max_sequence_length": length}
+    adapter.pipeline.set_progress_bar_config(disable=True)
+    return adapter, arguments
+
+
+@pytest.fixture
+def adapter(loaded: tuple[Adapter, dict[str, Any]]) -> Adapter:
+    return loaded[0]
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_four_steps_are_the_pipelines_picture_bit_for_bit(
+    loaded: tuple[Adapter, dict[str, Any]], height: int, width: int
+) -> None:
+    adapter, arguments = loaded
+    expected = adapter.pipeline(
+        PROMPTS,
+        height=height,
+        width=width,
+        num_inference_steps=4,
+        sigmas=SIGMAS,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(3),
+        output_type="pt",
+        **arguments,
+    ).images
+
+    shape = (2, *adapter.latent_shape(height, width))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    latents = sample(
+        lambda x, sigma, condition: adapter.velocity(adapter.transformer, x, sigma, condition),
+        noise,
+        adapter.sigmas(4, height, width),
+        adapter.encode(PROMPTS),
+    )
+    pictures = (adapter.decode(latents) * 0.5 + 0.5).clamp(0, 1)
+    assert pictures.shape == (2, 3, height, width)
+    assert torch.equal(pictures, expected)
+    assert pictures.std() > 0.1
+    assert not torch.allclose(latents, noise, atol=0.1)
+
+
+def test_one_batch_of_two_prompts_equals_two_batches(adapter: Adapter) -> None:
+    conditions = [adapter.encode([prompt]) for prompt in PROMPTS]
+    shape = (2, *adapter.latent_shape(40, 104))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([1.0, 0.3])
+    with torch.no_grad():
+        merged = adapter.velocity(adapter.transformer, x, sigma, Condition.cat(conditions))
+        singles = [
+            adapter.velocity(adapter.transformer, x[i : i + 1], sigma[i : i + 1], conditions[i])
+            for i in range(2)
+        ]
+        swapped = adapter.velocity(adapter.transformer, x[:1], sigma[:1], conditions[1])
+    torch.testing.assert_close(merged, torch.cat(singles), rtol=0, atol=1e-5)
+    assert not torch.allclose(swapped, singles[0], atol=1e-3)
+
+
+def test_prompts_encoded_together_equal_single_ones(adapter: Adapter) -> None:
+    together = adapter.encode([*PROMPTS, ""])
+    singles = Condition.cat([adapter.encode([prompt]) for prompt in [*PROMPTS, ""]])
+    torch.testing.assert_close(together.prompt_embeds, singles.prompt_embeds, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together.pooled, singles.pooled, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_velocity_asks_the_device_for_no_value(adapter: Adapter, autocast: bool) -> None:
+    condition = adapter.encode(PROMPTS)
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),  # its tensors have no values
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        x = torch.randn(2, *adapter.latent_shape(64, 96))
+        sigma = torch.rand(2)
+        assert adapter.velocity(adapter.transformer, x, sigma, condition).shape == x.shape
+        with pytest.raises(DataDependentOutputException):
+            sigma[0].item()
+
+
+def test_the_teacher_trains_with_checkpointing(adapter: Adapter) -> None:
+    shape = (2, *adapter.latent_shape(64, 64))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    condition = adapter.encode(PROMPTS)
+    transformer = adapter.pipeline.transformer
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            transformer.enable_gradient_checkpointing()
+        blocks: list[torch.nn.Module] = []
+        hook = transformer.transformer_blocks[0].register_forward_pre_hook(
+            lambda block, _, blocks=blocks: blocks.append(block)
+        )
+        velocity = adapter.velocity(transformer, x, torch.tensor([0.9, 0.2]), condition)
+        gradients.append(torch.autograd.grad(velocity.square().mean(), transformer.parameters()))
+        hook.remove()
+        assert len(blocks) == 1 + checkpointing  # the second time in the backward pass
+    transformer.disable_gradient_checkpointing()
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
