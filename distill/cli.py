@@ -25,6 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
         for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
             os.environ.setdefault(library, "error")
         # Seconds of imports that --help and a mistake in the recipe need not wait for.
+        if options.dry_run:
+            from distill.dry_run import dry_run
+
+            dry_run(recipe, options.processes, Console())
+            return 0
         from distill.distillation import distil
 
         folder = options.run or Path("runs") / options.recipe.stem
@@ -51,4 +56,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="replace a recipe key, such as loss.alpha=3",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what the run is and costs, and do nothing"
+    )
+    parser.add_argument(
+        "--processes", type=_count, default=1, metavar="N", help="for --dry-run: GPUs, all nodes"
+    )
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from distill.errors import DistillError
 
 # A full disk: OSError from Python, RuntimeError from torch's writer, and safetensors' own error.
-_WRITE_ERRORS = (OSError, RuntimeError)
+_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 @contextmanager

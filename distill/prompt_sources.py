@@ -30,18 +30,24 @@ def read_prompts(source: str) -> list[str]:
     if not source:
         raise DistillError("recipe key prompts is empty; expected a file or a dataset")
     path = Path(source)
-    if Path(source.partition(":")[0]).is_dir():
+    if is_dataset(source):
         prompts = _dataset(source)
     elif path.suffix == ".jsonl":
         prompts = _json_lines(path)
-    elif path.exists() or path.suffix == ".txt" or not _DATASET.fullmatch(source):
-        prompts = _lines(path)
     else:
-        prompts = _dataset(source)
+        prompts = _lines(path)
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
     if not prompts:
         raise DistillError(f"prompts {source}: no prompt in it; expected at least one")
     return prompts
+
+
+def is_dataset(source: str) -> bool:
+    """Whether the library ``datasets`` is to read it: a folder, or no file and named like one."""
+    path = Path(source)
+    if path.is_file() or path.suffix in (".txt", ".jsonl"):
+        return False
+    return Path(source.partition(":")[0]).is_dir() or bool(_DATASET.fullmatch(source))
 
 
 def _lines(path: Path) -> list[str]:
@@ -78,7 +84,14 @@ def _json_lines(path: Path) -> list[str]:
 
 
 def _of_object(entry: dict[str, Any]) -> Any:
-    return next((entry[key] for key in _KEYS if key in entry), None)
+    key = _prompt_key(entry)
+    return None if key is None else entry[key]
+
+
+def _prompt_key(names: Iterable[str]) -> str | None:
+    """The first of the known names, in whatever case it is written."""
+    known = {name.lower(): name for name in names}
+    return next((known[key] for key in _KEYS if key in known), None)
 
 
 def _dataset(source: str) -> list[str]:
@@ -97,7 +110,7 @@ def _dataset(source: str) -> list[str]:
         raise DistillError(
             f"prompts {source}: no file here, and no dataset can be loaded: {_first_line(error)}"
         ) from error
-    column = next((key for key in _KEYS if key in rows.column_names), None)
+    column = _prompt_key(rows.column_names)
     if column is None:
         names = ", ".join(rows.column_names)
         raise DistillError(f"prompts {source}: its columns are {names}; expected {_either()}")

@@ -28,7 +28,7 @@ def test_json_lines(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(
         '{"prompt": "a fox", "text": "not this"}\n{"text": "an\\nowl"}\n\n"a pig"\n'
-        '{"caption": "ein Bär", "id": 4}\n{"prompt": ""}\n',
+        '{"Caption": "ein Bär", "id": 4}\n{"prompt": ""}\n',
         encoding="utf-8",
     )
     assert read_prompts(str(path)) == ["a fox", "an\nowl", "a pig", "ein Bär"]
