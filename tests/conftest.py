@@ -15,6 +15,7 @@ import pytest
 
 from cdm_serve.engine.manifest import Manifest, read_manifest
 from cdm_serve.engine.pipeline import Pipeline
+from cdm_serve.engine.runtime import open_runtime
 
 STUDENT = """
 import json, sys
@@ -131,7 +132,7 @@ def manifest(repository: Path) -> Manifest:
 
 @pytest.fixture(scope="session")
 def pipeline(manifest: Manifest) -> Pipeline:
-    return Pipeline(manifest, "auto")
+    return Pipeline(manifest, open_runtime("openvino", "auto"))
 
 
 Start = Callable[..., Server]

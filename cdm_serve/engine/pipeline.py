@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cdm_serve.engine.job import Pixels
 from cdm_serve.engine.manifest import Manifest
 from cdm_serve.engine.noise import randn
-from cdm_serve.engine.runtime import Session
+from cdm_serve.engine.runtime import Array, Runtime
 from cdm_serve.engine.tokenize import PromptTokenizer
 
 Floats = NDArray[np.float32]
@@ -16,57 +17,90 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Condition:
-    """One prompt as the transformer sees it: (T, D) and (P,); ``tokens`` is its length in ids."""
+    """One prompt as the transformer takes it: by input, without the batch axis.
 
-    prompt_embeds: Floats
-    pooled: Floats
+    ``prompt_embeds`` is (T, D), ``pooled`` (P,) where the architecture has it; ``tokens`` is the
+    prompt's length in ids.
+    """
+
+    embeds: dict[str, Array]
     tokens: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return sum(array.nbytes for array in self.embeds.values())
 
 
 class Pipeline:
-    """Text encoder, transformer and decoder of one exported model."""
+    """Text encoder, transformer and decoder of one exported model.
 
-    def __init__(self, manifest: Manifest, precision: str) -> None:
+    Each of ``encode``, ``velocity`` and ``decode`` is for one thread at a time; the three may run
+    at once. Arrays are the runtime's.
+    """
+
+    def __init__(self, manifest: Manifest, runtime: Runtime) -> None:
         self.manifest = manifest
+        self._runtime = runtime
         self._tokenize = PromptTokenizer(manifest.tokenizers)
-        self._text_encoder = Session(manifest.components["text_encoder"], precision)
-        self._transformer = Session(manifest.components["transformer"], precision)
-        self._vae_decoder = Session(manifest.components["vae_decoder"], precision)
+        self._text_encoder = runtime.load(manifest.components["text_encoder"])
+        self._transformer = runtime.load(manifest.components["transformer"])
+        self._vae_decoder = runtime.load(manifest.components["vae_decoder"])
 
     def encode(self, prompts: list[str]) -> list[Condition]:
-        """One condition a prompt."""
+        """One condition a prompt: those of the encoder's outputs that the transformer takes."""
         tokens = self._tokenize(prompts)
-        inputs = {f"input_ids_{k}": ids for k, ids in enumerate(tokens.ids)}
-        outputs = self._text_encoder.run(inputs)
-        rows = zip(outputs["prompt_embeds"], outputs["pooled"], tokens.counts, strict=True)
-        return [Condition(*row) for row in rows]
-
-    def noise(self, seed: int, size: str) -> Floats:
-        """The (C, h, w) latents a seed starts from."""
-        latents: Floats = randn(seed, (1, *self.manifest.latent_shape(size)))[0]
-        return latents
-
-    def velocity(self, latents: Floats, sigma: Floats, conditions: list[Condition]) -> Floats:
-        """(B, C, h, w) at one sigma a row."""
-        inputs: dict[str, NDArray[Any]] = {
-            "latents": latents,
-            "sigma": sigma,
-            "prompt_embeds": np.stack([condition.prompt_embeds for condition in conditions]),
-            "pooled": np.stack([condition.pooled for condition in conditions]),
+        inputs = {
+            f"input_ids_{k}": self._to_device(ids, np.dtype(ids.dtype))
+            for k, ids in enumerate(tokens.ids)
         }
-        velocity: Floats = self._transformer.run(inputs)["velocity"]
-        return velocity
+        outputs = self._text_encoder.run(inputs)
+        taken = {
+            name: outputs[name].astype(dtype, copy=False)
+            for name, dtype in self._transformer.inputs.items()
+            if name in outputs
+        }
+        return [
+            # Copies: rows would keep the whole batch in memory.
+            Condition({name: array[row].copy() for name, array in taken.items()}, count)
+            for row, count in enumerate(tokens.counts)
+        ]
 
-    def decode(self, latents: Floats) -> NDArray[np.uint8]:
-        """(B, C, h, w) latents to (B, H, W, 3) pixels."""
-        images: NDArray[np.uint8] = self._vae_decoder.run({"latents": latents})["image"]
-        return images
+    def noise(self, seed: int, size: str) -> Array:
+        """The (C, h, w) latents a seed starts from."""
+        noise = randn(seed, (1, *self.manifest.latent_shape(size)))[0]
+        return self._to_device(noise, np.dtype(np.float32))
 
-    def warm_up(self, max_batch: int) -> None:
-        """Run every graph once for every batch and size it will be asked for."""
-        for batch in range(1, max_batch + 1):
-            conditions = self.encode(["warm up"] * batch)
-            for size in self.manifest.sizes:
-                latents = np.stack([self.noise(0, size)] * batch)
-                self.velocity(latents, np.ones(batch, np.float32), conditions)
-                self.decode(latents)
+    def stack(self, rows: list[Array]) -> Array:
+        """Rows as one batch."""
+        return self._runtime.arrays.stack(rows)
+
+    def velocity(self, latents: Array, sigma: Floats, conditions: list[Condition]) -> Array:
+        """(B, C, h, w) in float32 at one sigma a row."""
+        dtypes = self._transformer.inputs
+        inputs = {
+            name: self.stack([condition.embeds[name] for condition in conditions])
+            for name in conditions[0].embeds
+        }
+        inputs["latents"] = latents.astype(dtypes["latents"], copy=False)
+        inputs["sigma"] = self._to_device(sigma, dtypes["sigma"])
+        return self._transformer.run(inputs)["velocity"].astype(np.float32, copy=False)
+
+    def move(self, latents: Array, distance: Floats, velocity: Array) -> Array:
+        """``latents + distance * velocity`` with one distance in sigma a row: an Euler step."""
+        rows = self._to_device(distance, np.dtype(np.float32))
+        return latents + rows[:, None, None, None] * velocity
+
+    def decode(self, latents: Array) -> Pixels:
+        """(B, C, h, w) latents to (B, H, W, 3) pixels in the memory of the CPU."""
+        dtype = self._vae_decoder.inputs["latents"]
+        images = self._vae_decoder.run({"latents": latents.astype(dtype, copy=False)})["image"]
+        pixels: Pixels = self.to_host(images)
+        return pixels
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        """The array in the memory of the CPU."""
+        return self._runtime.to_host(array)
+
+    def _to_device(self, array: NDArray[Any], dtype: np.dtype[Any]) -> Array:
+        return self._runtime.arrays.asarray(array.astype(dtype, copy=False))

@@ -1,36 +1,63 @@
-"""A small wrapper of OpenVINO on the CPU: load an ONNX file, run it."""
+"""What the engine asks of a runtime: load a graph, run it; it knows nothing else of it."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
-import openvino
+import numpy as np
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[Any]]
+# numpy's on the CPU, cupy's on a GPU, where arrays stay between the steps.
+Array = Any
+Arrays = Mapping[str, Array]
 
-PRECISIONS = ("auto", "f32", "bf16")
+RUNTIMES = ("openvino", "onnxruntime", "tensorrt")
 
 
-class Session:
-    """One compiled graph. Not for use by two threads at once."""
+class Graph(Protocol):
+    """One loaded graph. Not for use by two threads at once."""
 
-    def __init__(self, path: Path, precision: str = "auto") -> None:
-        """Compile ``path``; ``auto`` leaves the arithmetic to OpenVINO and the CPU it finds.
+    @property
+    def inputs(self) -> Mapping[str, np.dtype[Any]]:
+        """Name and element type of each input."""
 
-        Raises:
-            ValueError: an unknown precision.
-        """
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        if precision != "auto":
-            options["INFERENCE_PRECISION_HINT"] = precision
-        compiled = openvino.Core().compile_model(path, "CPU", options)
-        # A port has several names when the graph passes it through a node without effect.
-        self._outputs = [(name, port) for port in compiled.outputs for name in port.get_names()]
-        self._request = compiled.create_infer_request()
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """The outputs by name, which the next run leaves alone; ``inputs`` are exactly its own."""
 
-    def run(self, inputs: Arrays) -> Arrays:
-        """The outputs by name, as copies."""
-        results = self._request.infer(inputs, share_inputs=True)
-        return {name: results[port] for name, port in self._outputs}
+
+class Runtime(Protocol):
+    """Loads graphs; ``arrays`` is the module whose arrays they take and give."""
+
+    @property
+    def arrays(self) -> ModuleType:
+        """Numpy, or what has its functions."""
+
+    def load(self, path: Path) -> Graph:
+        """The graph in a file."""
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        """The array in the memory of the CPU."""
+
+
+def open_runtime(name: str, precision: str) -> Runtime:
+    """The runtime of this name; ``precision`` is what it may compute in, where it has a choice.
+
+    Raises:
+        ValueError: an unknown name or precision.
+        StartError: a package or a GPU is missing.
+    """
+    # Each is imported when it is asked for: no machine needs the packages of all.
+    if name == "openvino":
+        from cdm_serve.engine.openvino_runtime import OpenVino
+
+        return OpenVino(precision)
+    if name == "onnxruntime":
+        from cdm_serve.engine.onnx_runtime import OnnxRuntime
+
+        return OnnxRuntime("cuda")
+    if name == "tensorrt":
+        from cdm_serve.engine.tensorrt_runtime import TensorRt
+
+        return TensorRt()
+    raise ValueError(f"runtime {name!r} is none of {', '.join(RUNTIMES)}")

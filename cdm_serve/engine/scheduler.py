@@ -1,192 +1,215 @@
-"""The step scheduler: every tick is one batched transformer step for whoever is there.
+"""The scheduler: three stages side by side, of which the middle one is a step at a time.
 
-Each live sample carries its own position in its own schedule, so a picture of two steps and one of
-eight share a batch, a new one joins at the next step, and a finished one leaves at once.
+Each sample carries its own position in its own schedule, so a picture of two steps and one of eight
+share a batch, a new one joins at the next step, and a finished one leaves at once. Meanwhile other
+samples' prompts are encoded and others' latents decoded.
+
+Who is next: the oldest, where whoever asks for less counts as having come earlier (by ``PATIENCE``
+times the duration of the difference). So short ones overtake long ones, but not for ever.
 """
 
-import queue
 import threading
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cdm_serve.engine.pipeline import Condition, Floats, Pipeline
+from cdm_serve.engine.cache import PromptCache
+from cdm_serve.engine.costs import Costs, best_batch
+from cdm_serve.engine.counters import Counters
+from cdm_serve.engine.job import EngineError, Job, Partial, Picture
+from cdm_serve.engine.pipeline import Condition, Pipeline
+from cdm_serve.engine.sample import Answer, Frame, Sample, partial_steps
+from cdm_serve.engine.stage import Stage
 
-
-class EngineError(Exception):
-    """A picture that cannot be made; the text is for the client."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture to make; ``size`` is ``WIDTHxHEIGHT``."""
-
-    prompt: str
-    seed: int
-    steps: int
-    size: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """(H, W, 3) pixels and what they took: batch sizes, token count, milliseconds by stage."""
-
-    image: NDArray[np.uint8]
-    report: dict[str, Any]
-
-
-Finish = Callable[[Picture | EngineError], None]
-
-
-@dataclass(eq=False)
-class Sample:
-    """A job on its way, from ``latents`` at ``sigmas[step]`` to the end of ``sigmas``."""
-
-    job: Job
-    finish: Finish
-    sigmas: Floats
-    arrived: float
-    step: int = 0
-    latents: Floats = field(init=False)
-    condition: Condition = field(init=False)
-    batches: list[int] = field(default_factory=list)
-    milliseconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def done(self) -> bool:
-        """No step is left."""
-        return self.step == len(self.sigmas) - 1
+PATIENCE = 8.0
 
 
 class Scheduler:
-    """Owns the pipeline and the one thread that runs it."""
+    """Owns the pipeline and the threads that run it."""
 
-    def __init__(self, pipeline: Pipeline, max_batch: int) -> None:
+    def __init__(self, pipeline: Pipeline, costs: Costs, cache_bytes: int) -> None:
+        self.counters = Counters()
         self._pipeline = pipeline
-        self._max_batch = max_batch
-        self._arrivals: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
-        self._live: list[Sample] = []
-        self._open = True
-        self.executions = 0
-        self._thread = threading.Thread(target=self._run, name="step-scheduler", daemon=True)
-        self._thread.start()
+        self._costs = costs
+        self._cache = PromptCache(cache_bytes)
+        self._live: dict[str, Sample] = {}
+        self._lock = threading.Lock()
+        self._preparing: Stage[Sample] = Stage(
+            "prepare",
+            self._prepare,
+            lambda size, count: best_batch(costs.text, count),
+            self._wanted,
+        )
+        self._stepping: Stage[Sample] = Stage(
+            "step",
+            self._advance,
+            lambda size, count: best_batch(costs.step[size], count),
+            self._wanted,
+        )
+        self._decoding: Stage[Frame] = Stage(
+            "decode",
+            self._deliver,
+            lambda size, count: best_batch(costs.decode[size], count),
+            self._visible,
+        )
 
-    def submit(self, job: Job, finish: Finish) -> None:
-        """Queue a job; ``finish`` is called once, from the scheduler's thread.
+    def submit(self, key: str, job: Job, answer: Answer) -> None:
+        """Queue a job; ``answer`` gets every partial image and then a picture or an error.
 
         Raises:
-            EngineError: the model was not exported for this size or number of steps.
+            EngineError: the job is not one for this model, or the key is in use.
         """
-        grids = self._pipeline.manifest.sigmas.get(job.size)
-        if grids is None:
-            sizes = ", ".join(self._pipeline.manifest.sizes)
-            raise EngineError(f"size {job.size} is not served, only {sizes}")
-        if job.steps not in grids:
-            served = ", ".join(map(str, sorted(grids)))
-            raise EngineError(f"{job.steps} steps are not served, only {served}")
-        sigmas = np.array(grids[job.steps], dtype=np.float32)
-        self._arrivals.put(Sample(job, finish, sigmas, arrived=time.perf_counter()))
+        self._check(job)
+        sigmas = np.array(self._pipeline.manifest.sigmas[job.size][job.steps], dtype=np.float32)
+        duration = job.steps * self._costs.step[job.size][1]
+        rank = time.perf_counter() + PATIENCE * duration
+        sample = Sample(job, partial(self._answer, key, answer), sigmas, rank)
+        with self._lock:
+            if self._live.setdefault(key, sample) is not sample:
+                raise EngineError(f"key {key} is in use", "invalid")
+        self._preparing.put([sample])
+
+    def cancel(self, key: str) -> None:
+        """Make no more steps for a job, if it is still there; it is answered with an error."""
+        sample = self._live.get(key)
+        if sample is not None:
+            sample.cancelled = True
 
     @property
     def alive(self) -> bool:
-        """Whether the thread is there; without it nothing will ever be answered."""
-        return self._thread.is_alive()
+        """Whether all threads are there."""
+        return all(stage.alive for stage in (self._preparing, self._stepping, self._decoding))
 
     def close(self) -> None:
-        """Finish what was submitted, then end the thread."""
-        self._arrivals.put(None)
-        self._thread.join()
+        """Finish what was submitted, then end the threads."""
+        for stage in (self._preparing, self._stepping, self._decoding):
+            stage.close()
 
-    def _run(self) -> None:
-        while self._open or self._live:
-            arrived = self._take()
-            self._guarded(arrived, self._start)
-            if not self._live:
-                continue
-            # The oldest sample's shape is next: with several sizes in flight none starves.
-            size = self._live[0].job.size
-            batch = [sample for sample in self._live if sample.job.size == size]
-            self._guarded(batch, self._advance)
-            finished = [sample for sample in batch if sample in self._live and sample.done]
-            self._guarded(finished, self._deliver)
-            waiting = [sample for sample in self._live if sample not in batch]
-            stepped = [sample for sample in batch if sample in self._live and not sample.done]
-            self._live = waiting + stepped
+    def describe(self) -> dict[str, Any]:
+        """Costs, load, counters, gauges and histograms."""
+        live = list(self._live.values())
+        report = self.counters.to_json()
+        report["counters"] |= {"cache_hits": self._cache.hits, "cache_misses": self._cache.misses}
+        return report | {
+            "costs": self._costs.to_json(),
+            "waiting": len(live),
+            "steps_waiting": sum(sample.steps_left for sample in live),
+            "gauges": {"cache_entries": len(self._cache), "cache_bytes": self._cache.size},
+        }
 
-    def _take(self) -> list[Sample]:
-        """New samples up to the largest batch; waits when there is nothing else to do."""
-        taken: list[Sample] = []
-        while self._open and len(self._live) + len(taken) < self._max_batch:
-            try:
-                sample = self._arrivals.get(block=not (self._live or taken))
-            except queue.Empty:
-                break
-            if sample is None:
-                self._open = False
-            else:
-                taken.append(sample)
-        self._live += taken
-        return taken
-
-    def _guarded(self, batch: list[Sample], stage: Callable[[list[Sample]], None]) -> None:
-        """Run a stage; if it fails its samples are answered with the error and the rest goes on."""
-        if not batch:
-            return
+    def _check(self, job: Job) -> None:
+        grids = self._pipeline.manifest.sigmas.get(job.size)
+        if grids is None:
+            sizes = ", ".join(self._pipeline.manifest.sizes)
+            raise EngineError(f"size {job.size} is not served, only {sizes}", "invalid")
+        if job.steps not in grids:
+            served = ", ".join(map(str, sorted(grids)))
+            raise EngineError(f"{job.steps} steps are not served, only {served}", "invalid")
         try:
-            stage(batch)
-        except Exception as error:
-            traceback.print_exc()
-            self._live = [sample for sample in self._live if sample not in batch]
-            for sample in batch:
-                sample.finish(EngineError(f"the model failed: {type(error).__name__}: {error}"))
+            job.prompt.encode()
+        except UnicodeEncodeError as error:
+            raise EngineError("the prompt is not valid Unicode", "invalid") from error
 
-    def _start(self, batch: list[Sample]) -> None:
+    def _wanted(self, sample: Sample) -> bool:
+        """Whether to make its next step; if not, it is answered."""
+        error = None
+        if sample.cancelled:
+            error = EngineError("cancelled", "cancelled")
+        elif sample.expired:
+            error = EngineError("the deadline has passed", "expired")
+        if error is not None and sample.send(error):
+            self.counters.add("steps_saved", sample.steps_left)
+        return not sample.over
+
+    def _visible(self, sample: Sample) -> bool:
+        """Whether to decode it; while it has steps to make, that is not where it is ended."""
+        if sample.cancelled and not sample.steps_left:
+            sample.send(EngineError("cancelled", "cancelled"))
+        return not (sample.over or sample.cancelled)
+
+    def _answer(self, key: str, answer: Answer, what: Partial | Picture | EngineError) -> None:
+        """Count it and pass it on; after the last answer the sample is forgotten."""
+        if isinstance(what, Partial):
+            self.counters.add("partials")
+        else:
+            self._live.pop(key, None)
+            self.counters.add("pictures" if isinstance(what, Picture) else what.kind)
+        answer(what)
+
+    def _prepare(self, batch: list[Sample]) -> None:
         begin = time.perf_counter()
-        prompts = list(dict.fromkeys(sample.job.prompt for sample in batch))
-        conditions = dict(zip(prompts, self._pipeline.encode(prompts), strict=True))
-        for sample in batch:
-            sample.condition = conditions[sample.job.prompt]
+        conditions = self._conditions([sample.job.prompt for sample in batch])
+        for sample, condition in zip(batch, conditions, strict=True):
+            sample.condition = condition
             sample.latents = self._pipeline.noise(sample.job.seed, sample.job.size)
-            sample.milliseconds["queue"] = 1e3 * (begin - sample.arrived)
-        self._spend(batch, "text", begin)
+        end = time.perf_counter()
+        for sample in batch:
+            sample.record("queue", sample.arrived, begin)
+            sample.record("text", begin, end)
+        self.counters.observe("queue_seconds", *(begin - sample.arrived for sample in batch))
+        self._stepping.put(batch)
+
+    def _conditions(self, prompts: list[str]) -> list[Condition]:
+        """Remembered, or encoded in one batch."""
+        found: dict[str, Condition] = {}
+        missing = []
+        for prompt in dict.fromkeys(prompts):
+            if (condition := self._cache.get(prompt)) is None:
+                missing.append(prompt)
+            else:
+                found[prompt] = condition
+        if missing:
+            begin = time.perf_counter()
+            encoded = zip(missing, self._pipeline.encode(missing), strict=True)
+            self.counters.observe("text_seconds", time.perf_counter() - begin)
+            for prompt, condition in encoded:
+                self._cache.put(prompt, condition)
+                found[prompt] = condition
+        return [found[prompt] for prompt in prompts]
 
     def _advance(self, batch: list[Sample]) -> None:
-        """One Euler step of each sample: ``x + (sigma' - sigma) * velocity(x, sigma)``."""
+        """One Euler step of each sample."""
         begin = time.perf_counter()
         sigma = np.stack([sample.sigmas[sample.step] for sample in batch])
         following = np.stack([sample.sigmas[sample.step + 1] for sample in batch])
-        latents = np.stack([sample.latents for sample in batch])
+        latents = self._pipeline.stack([sample.latents for sample in batch])
         velocity = self._pipeline.velocity(latents, sigma, [sample.condition for sample in batch])
-        latents = latents + (following - sigma)[:, None, None, None] * velocity
-        self.executions += 1
-        for sample, row in zip(batch, latents, strict=True):
-            sample.latents = row
+        moved = self._pipeline.move(latents, following - sigma, velocity)
+        frames = []
+        for row, sample in enumerate(batch):
+            sample.latents = moved[row]
             sample.step += 1
             sample.batches.append(len(batch))
-        self._spend(batch, "steps", begin)
-
-    def _deliver(self, batch: list[Sample]) -> None:
-        begin = time.perf_counter()
-        images = self._pipeline.decode(np.stack([sample.latents for sample in batch]))
-        self._spend(batch, "decode", begin)
-        self._live = [sample for sample in self._live if sample not in batch]
-        for sample, image in zip(batch, images, strict=True):
-            sample.finish(Picture(image, self._report(sample)))
-
-    def _report(self, sample: Sample) -> dict[str, Any]:
-        return {
-            "batches": sample.batches,
-            "tokens": sample.condition.tokens,
-            "milliseconds": {stage: round(ms, 3) for stage, ms in sample.milliseconds.items()},
-        }
-
-    @staticmethod
-    def _spend(batch: Sequence[Sample], stage: str, begin: float) -> None:
-        spent = 1e3 * (time.perf_counter() - begin)
+            partials = partial_steps(sample.job.steps, sample.job.partials)
+            if sample.step == sample.job.steps:
+                frames.append(Frame(sample, sample.latents, sample.step, None))
+            elif sample.step in partials:
+                # The student's own x0, where a straight line from here would end.
+                rows = slice(row, row + 1)
+                foreseen = self._pipeline.move(latents[rows], -sigma[rows], velocity[rows])[0]
+                frames.append(Frame(sample, foreseen, sample.step, partials.index(sample.step)))
+        end = time.perf_counter()
         for sample in batch:
-            sample.milliseconds[stage] = sample.milliseconds.get(stage, 0.0) + spent
+            sample.record("steps", begin, end)
+        self.counters.add("executions")
+        self.counters.add("steps", len(batch))
+        self.counters.observe("step_seconds", end - begin)
+        self.counters.observe("batch_size", len(batch))
+        self._decoding.put(frames)
+        self._stepping.put(sample for sample in batch if sample.steps_left)
+
+    def _deliver(self, batch: list[Frame]) -> None:
+        begin = time.perf_counter()
+        images = self._pipeline.decode(self._pipeline.stack([frame.latents for frame in batch]))
+        end = time.perf_counter()
+        self.counters.observe("decode_seconds", end - begin)
+        for frame, image in zip(batch, images, strict=True):
+            sample = frame.sample
+            if frame.index is not None:
+                sample.record("partials", begin, end)
+                sample.send(Partial(image, frame.index, frame.step))
+            else:
+                sample.record("decode", begin, end)
+                sample.send(Picture(image, sample.report()))

@@ -3,8 +3,8 @@
 Every request has one tensor, ``message``, a JSON object; every response has ``message`` and, where
 there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one of
 
-``generate`` with ``key`` and the fields of a ``Job``. Answered by any number of ``partial``
-    messages and then one ``picture`` or ``error``.
+``generate`` with the fields of a ``Job``. The request's id is its key and must be nobody else's.
+    Answered by any number of ``partial`` messages and then one ``picture`` or ``error``.
 ``cancel`` with the ``key`` of an earlier ``generate``: its remaining steps are not made and it is
     answered with an ``error`` of kind ``cancelled``, unless it was finished already. A message and
     not a gRPC cancel, since cancelling a stream crashes Triton. Answered by ``report``, empty.
@@ -30,9 +30,10 @@ In a response's message ``kind`` is ``partial`` (with ``index`` and ``step``), `
 the ``report``), ``report`` or ``error`` (with ``error``, a kind of ``EngineError``, and ``text``).
 
 The gateway does not see any of this but calls ``Supervisor.stream(model, job)``: an asynchronous
-iterator of ``Partial`` and one final ``Picture``. Leaving it early, by ``aclose`` or because the
-task is cancelled, sends the ``cancel``. ``TritonError.kind`` is the kind of ``EngineError``;
-``TritonLost`` is raised once for a job that was in flight when the process or Triton died.
+generator of ``Partial`` and one final ``Picture``. Leaving it early, by ``aclose`` (so use it with
+``contextlib.aclosing``) or because the task is cancelled within it, sends the ``cancel``.
+``TritonError.kind`` is the kind of ``EngineError``; ``TritonLost`` is raised once for a job that
+was in flight when the process or Triton died.
 """
 
 import json
@@ -49,7 +50,7 @@ Message = dict[str, Any]
 
 def pack(message: Message) -> NDArray[np.object_]:
     """The ``message`` tensor."""
-    return np.array([json.dumps(message, separators=(",", ":")).encode()], dtype=np.object_)
+    return np.array([encode(message)], dtype=np.object_)
 
 
 def unpack(tensor: NDArray[Any]) -> Message:
@@ -60,13 +61,23 @@ def unpack(tensor: NDArray[Any]) -> Message:
     """
     message = json.loads(tensor.item())
     if not isinstance(message, dict):
-        raise ValueError("a message must be a JSON object")
+        raise ValueError("it is no JSON object")
     return message
 
 
-def generate_message(key: str, job: Job) -> Message:
-    """Ask for a picture; ``key`` must be nobody else's."""
-    return {"command": "generate", "key": key, **asdict(job)}
+def encode(message: Message) -> bytes:
+    """As JSON."""
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def generate_message(job: Job) -> Message:
+    """Ask for a picture."""
+    return {"command": "generate", **asdict(job)}
+
+
+def cancel_message(key: str) -> Message:
+    """Stop what was asked for in the request of this id."""
+    return {"command": "cancel", "key": key}
 
 
 def job_of(message: Message) -> Job:
@@ -87,7 +98,7 @@ def job_of(message: Message) -> Job:
 
 
 def key_of(message: Message) -> str:
-    """The key of a ``generate`` or ``cancel``.
+    """The key in a ``cancel`` message.
 
     Raises:
         EngineError: there is none.

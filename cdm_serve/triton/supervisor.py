@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
+from cdm_serve.engine.job import Job, Partial, Picture
 from cdm_serve.errors import StartError
 from cdm_serve.settings import Settings
-from cdm_serve.triton.client import Reply, TritonClient, TritonError, TritonLost
+from cdm_serve.triton.client import TritonClient, TritonError, TritonLost
 from cdm_serve.triton.launcher import TritonProcess
 from cdm_serve.triton.models import ModelCard
 from cdm_serve.triton.wheel import TritonWheel
@@ -55,13 +57,22 @@ class Supervisor:
                 await self._watcher
         await self._tear_down(graceful=True)
 
-    async def generate(
-        self, model: str, prompt: str, seed: int, steps: int, width: int, height: int
-    ) -> Reply:
-        """One picture; see TritonClient.generate for what is raised."""
+    async def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
+        """Partial images and then the picture; see TritonClient.stream."""
         if not self.ready or self._client is None:
             raise TritonLost("the model is being loaded")
-        return await self._client.generate(model, prompt, seed, steps, width, height)
+        async with contextlib.aclosing(self._client.stream(model, job)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def generate(
+        self, model: str, prompt: str, seed: int, steps: int, width: int, height: int
+    ) -> Picture:
+        """One picture; see TritonClient.stream for what is raised."""
+        job = Job(prompt, seed, steps, f"{width}x{height}")
+        (picture,) = [answer async for answer in self.stream(model, job)]
+        assert isinstance(picture, Picture)
+        return picture
 
     async def _bring_up(self) -> None:
         try:

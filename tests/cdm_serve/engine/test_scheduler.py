@@ -1,81 +1,205 @@
 import itertools
 import random
+import threading
+import time
 from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
-from cdm_serve.engine.scheduler import EngineError, Job, Scheduler
+from cdm_serve.engine.costs import Costs
+from cdm_serve.engine.job import EngineError, Job, Partial
+from cdm_serve.engine.pipeline import Pipeline
+from cdm_serve.engine.runtime import open_runtime
+from cdm_serve.engine.scheduler import Scheduler
+
+# Batches of up to 8 cost as much as one.
+FLAT = dict.fromkeys(range(1, 9), 0.001)
+LINEAR = {1: 0.001, 2: 0.002}
+COSTS = Costs(FLAT, {"64x64": FLAT, "96x64": FLAT}, {"64x64": LINEAR, "96x64": LINEAR})
+KEYS = map(str, itertools.count())
 
 
 @pytest.fixture
 def scheduler(pipeline):
-    scheduler = Scheduler(pipeline, max_batch=8)
+    scheduler = Scheduler(pipeline, COSTS, cache_bytes=2**20)
     yield scheduler
     scheduler.close()
 
 
-def submit(scheduler, job):
+class Held(Pipeline):
+    """A pipeline whose transformer waits for a permit before each execution."""
+
+    def __init__(self, manifest):
+        super().__init__(manifest, open_runtime("openvino", "auto"))
+        self.permits = threading.Semaphore(0)
+        self.begun = threading.Semaphore(0)
+
+    def velocity(self, latents, sigma, conditions):
+        self.begun.release()
+        assert self.permits.acquire(timeout=60)
+        return super().velocity(latents, sigma, conditions)
+
+
+@pytest.fixture
+def held(manifest):
+    pipeline = Held(manifest)
+    scheduler = Scheduler(pipeline, COSTS, cache_bytes=2**20)
+    yield pipeline, scheduler
+    pipeline.permits.release(1000)
+    scheduler.close()
+
+
+def submit(scheduler, job, key=None, partials=None):
     future = Future()
 
-    def finish(done):
+    def answer(what):
         assert not future.done(), "answered twice"
-        if isinstance(done, EngineError):
-            future.set_exception(done)
+        if isinstance(what, EngineError):
+            future.set_exception(what)
+        elif isinstance(what, Partial):
+            partials.append(what)
         else:
-            future.set_result(done)
+            future.set_result(what)
 
-    scheduler.submit(job, finish)
+    scheduler.submit(key or next(KEYS), job, answer)
     return future
 
 
-def draw_jobs(count):
-    draw = random.Random(4)
+def draw_jobs(count, seed=4):
+    draw = random.Random(seed)
     return [
         Job(
             prompt=draw.choice(["a fox", "an owl at night", "a very long prompt " * 9]),
             seed=draw.randrange(2**32),
-            steps=draw.choice([1, 2, 4, 8]),
+            steps=draw.choice([1, 2, 4, 8, 16]),
             size=draw.choice(["64x64", "64x64", "96x64"]),
+            partials=draw.choice([0, 0, 3]),
         )
         for _ in range(count)
     ]
 
 
-def test_a_picture_alone_is_the_plain_euler_loop(pipeline, scheduler, manifest):
-    job = Job("a fox", 7, 4, "64x64")
-    picture = submit(scheduler, job).result(60)
+def euler(pipeline, job):
+    """The plain loop: the picture, and what each step foresees."""
     condition = pipeline.encode([job.prompt])
-    latents = pipeline.noise(7, "64x64")[None]
-    sigmas = np.array(manifest.sigmas["64x64"][4], dtype=np.float32)
+    latents = pipeline.noise(job.seed, job.size)[None]
+    sigmas = np.array(pipeline.manifest.sigmas[job.size][job.steps], dtype=np.float32)
+    foreseen = []
     for sigma, following in itertools.pairwise(sigmas):
         velocity = pipeline.velocity(latents, sigma[None], condition)
+        foreseen.append(pipeline.decode(latents - sigma * velocity)[0])
         latents = latents + (following - sigma) * velocity
-    assert np.array_equal(picture.image, pipeline.decode(latents)[0])
-    assert picture.report["batches"] == [1, 1, 1, 1]
-    assert set(picture.report["milliseconds"]) == {"queue", "text", "steps", "decode"}
+    return pipeline.decode(latents)[0], foreseen
 
 
-def test_mixed_company_changes_no_picture(scheduler):
+def test_a_picture_alone_is_the_plain_euler_loop(pipeline, scheduler):
+    job = Job("a fox", 7, 4, "64x64")
+    picture = submit(scheduler, job).result(60)
+    assert np.array_equal(picture.image, euler(pipeline, job)[0])
+    report = picture.report
+    assert report["batches"] == [1, 1, 1, 1]
+    assert set(report["milliseconds"]) == {"queue", "text", "steps", "decode"}
+    assert [stage for stage, _, _ in report["spans"]] == ["queue", "text", *["steps"] * 4, "decode"]
+    ends = [at + spent for _, at, spent in report["spans"]]
+    assert ends == sorted(ends)
+    assert abs(report["arrived"] + ends[-1] / 1e3 - time.time()) < 5
+
+
+def test_mixed_company_changes_no_picture(pipeline, scheduler):
     jobs = draw_jobs(40)
-    alone = [submit(scheduler, job).result(60).image for job in jobs]
-    before = scheduler.executions
-    together = [future.result(60) for future in [submit(scheduler, job) for job in jobs]]
-    for one, other in zip(alone, together, strict=True):
-        assert np.array_equal(one, other.image)
-    assert scheduler.executions - before < sum(job.steps for job in jobs) / 3
-    assert max(max(picture.report["batches"]) for picture in together) == 8
+    expected = [euler(pipeline, job)[0] for job in jobs]
+    partials = [[] for _ in jobs]
+    futures = [submit(scheduler, *one) for one in zip(jobs, map(str, jobs), partials, strict=True)]
+    for future, image in zip(futures, expected, strict=True):
+        assert np.array_equal(future.result(60).image, image)
+    assert scheduler.counters["steps"] == sum(job.steps for job in jobs)
+    assert scheduler.counters["executions"] < scheduler.counters["steps"] / 3
+    assert max(max(future.result().report["batches"]) for future in futures) == 8
+    for job, received in zip(jobs, partials, strict=True):
+        assert [partial.index for partial in received] == list(
+            range(min(job.partials, job.steps - 1))
+        )
 
 
-def test_a_short_request_overtakes_a_long_one(scheduler):
-    order = []
+@pytest.mark.parametrize(
+    ("steps", "partials", "after"),
+    [(4, 3, [1, 2, 3]), (4, 1, [2]), (8, 3, [2, 4, 6]), (2, 3, [1]), (1, 3, []), (16, 2, [5, 10])],
+)
+def test_partial_images_are_what_the_model_foresees(pipeline, scheduler, steps, partials, after):
+    job = Job("an owl", 3, steps, "64x64", partials)
+    received = []
+    picture = submit(scheduler, job, partials=received).result(60)
+    image, foreseen = euler(pipeline, job)
+    assert np.array_equal(picture.image, image)
+    assert [partial.step for partial in received] == after
+    for index, partial in enumerate(received):
+        assert partial.index == index
+        assert np.array_equal(partial.image, foreseen[partial.step - 1])
+
+
+def test_a_short_request_overtakes_a_long_one(held):
+    pipeline, scheduler = held
     long = submit(scheduler, Job("slow", 1, 16, "64x64"))
+    assert pipeline.begun.acquire(timeout=60)
     short = submit(scheduler, Job("fast", 2, 1, "64x64"))
-    long.add_done_callback(lambda _: order.append("long"))
-    short.add_done_callback(lambda _: order.append("short"))
+    while scheduler.describe()["steps_waiting"] != 17 or len(scheduler._stepping._waiting) != 1:
+        time.sleep(0.001)
+    pipeline.permits.release(2)
+    assert short.result(60).report["batches"] == [2]
+    assert not long.done()
+    pipeline.permits.release(14)
     assert long.result(60).report["batches"].count(2) == 1
-    assert short.result(60)
-    assert order == ["short", "long"]
+
+
+def test_no_size_starves_another(held):
+    """A long one of one size, then short ones of another: those overtake; it ends all the same."""
+    pipeline, scheduler = held
+    pipeline.permits.release(1000)
+    long = submit(scheduler, Job("slow", 1, 16, "96x64"))
+    shorts = []
+    while not long.done():
+        shorts.append(submit(scheduler, Job("fast", len(shorts), 1, "64x64")))
+        assert shorts[-1].result(60)
+        assert len(shorts) < 1000
+    assert long.result().report["batches"] == [1] * 16
+
+
+def test_a_cancelled_job_makes_no_more_steps(held):
+    pipeline, scheduler = held
+    job = submit(scheduler, Job("a fox", 1, 16, "64x64"), key="stop")
+    other = submit(scheduler, Job("a fox", 1, 4, "64x64"))
+    assert pipeline.begun.acquire(timeout=60)
+    scheduler.cancel("stop")
+    scheduler.cancel("nobody")
+    pipeline.permits.release(5)
+    with pytest.raises(EngineError, match="cancelled") as caught:
+        job.result(60)
+    assert caught.value.kind == "cancelled"
+    assert other.result(60)
+    assert scheduler.counters["cancelled"] == 1
+    # It may have taken part in the one step that had begun.
+    assert scheduler.counters["steps_saved"] in (15, 16)
+    assert scheduler.counters["steps"] + scheduler.counters["steps_saved"] == 20
+    assert scheduler.describe()["waiting"] == 0
+
+
+def test_an_expired_job_never_starts_a_step(held):
+    pipeline, scheduler = held
+    busy = submit(scheduler, Job("a fox", 1, 2, "64x64"))
+    assert pipeline.begun.acquire(timeout=60)
+    late = submit(scheduler, Job("an owl", 1, 4, "64x64", deadline=time.time() + 0.1))
+    far = submit(scheduler, Job("an owl", 1, 4, "64x64", deadline=time.time() + 600))
+    time.sleep(0.2)
+    pipeline.permits.release(5)
+    with pytest.raises(EngineError, match="deadline") as caught:
+        late.result(60)
+    assert caught.value.kind == "expired"
+    assert busy.result(60)
+    assert far.result(60)
+    assert scheduler.counters["expired"] == 1
+    assert scheduler.counters["steps_saved"] == 4
+    assert scheduler.counters["steps"] == 6
 
 
 @pytest.mark.parametrize(
@@ -84,26 +208,64 @@ def test_a_short_request_overtakes_a_long_one(scheduler):
         (Job("a fox", 1, 4, "8x8"), "size 8x8 is not served, only 64x64, 96x64"),
         (Job("a fox", 1, 17, "64x64"), "17 steps are not served, only 1, 2"),
         (Job("a fox", 1, 0, "64x64"), "0 steps are not served"),
+        (Job("\ud800", 1, 4, "64x64"), "not valid Unicode"),
     ],
 )
-def test_refuses_what_was_not_exported(scheduler, job, complaint):
-    with pytest.raises(EngineError, match=complaint):
-        scheduler.submit(job, lambda done: pytest.fail("answered"))
+def test_refuses_what_it_cannot_make(scheduler, job, complaint):
+    with pytest.raises(EngineError, match=complaint) as caught:
+        scheduler.submit("key", job, lambda what: pytest.fail("answered"))
+    assert caught.value.kind == "invalid"
 
 
-def test_a_failure_is_answered_and_the_rest_goes_on(scheduler, capsys):
-    good = submit(scheduler, Job("a fox", 1, 8, "64x64"))
-    bad = submit(scheduler, Job("\ud800", 1, 4, "64x64"))  # no tokenizer takes a lone surrogate
-    with pytest.raises(EngineError, match="the model failed"):
+def test_a_key_is_for_one_job(held):
+    _, scheduler = held
+    submit(scheduler, Job("a fox", 1, 4, "64x64"), key="mine")
+    with pytest.raises(EngineError, match="key mine is in use"):
+        submit(scheduler, Job("a fox", 1, 4, "64x64"), key="mine")
+
+
+class Fragile(Pipeline):
+    """A pipeline whose decoder breaks once."""
+
+    broken = False
+
+    def decode(self, latents):
+        if not self.broken:
+            self.broken = True
+            raise MemoryError("no room for a picture")
+        return super().decode(latents)
+
+
+def test_a_failure_is_answered_and_the_rest_goes_on(manifest, capsys):
+    scheduler = Scheduler(Fragile(manifest, open_runtime("openvino", "auto")), COSTS, 0)
+    bad = submit(scheduler, Job("a fox", 1, 4, "64x64"))
+    with pytest.raises(EngineError, match="the model failed: MemoryError: no room") as caught:
         bad.result(60)
-    late = submit(scheduler, Job("an owl", 1, 1, "64x64")).result(60)
-    assert late.image.shape == (64, 64, 3)
-    assert good.exception(60) is None or "the model failed" in str(good.exception())
+    assert caught.value.kind == "failed"
+    assert submit(scheduler, Job("an owl", 1, 1, "64x64")).result(60).image.shape == (64, 64, 3)
+    assert scheduler.counters["failed"] == 1
     assert "Traceback" in capsys.readouterr().err
+    scheduler.close()
 
 
 def test_close_finishes_what_was_submitted(pipeline):
-    scheduler = Scheduler(pipeline, max_batch=2)
-    futures = [submit(scheduler, Job("a fox", seed, 2, "64x64")) for seed in range(7)]
+    scheduler = Scheduler(pipeline, COSTS, cache_bytes=0)
+    futures = [submit(scheduler, Job("a fox", seed, 2, "64x64")) for seed in range(20)]
+    assert scheduler.alive
     scheduler.close()
+    assert not scheduler.alive
     assert all(future.done() for future in futures)
+
+
+def test_a_remembered_prompt_gives_the_same_picture(scheduler):
+    jobs = [Job(prompt, 5, 2, "64x64") for prompt in ("a fox", "an owl")]
+    first = [submit(scheduler, job).result(60).image for job in jobs]
+    again = [submit(scheduler, job).result(60).image for job in jobs]
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one, other)
+    report = scheduler.describe()
+    assert report["counters"]["cache_misses"] == 2
+    assert report["counters"]["cache_hits"] == 2
+    assert report["gauges"]["cache_entries"] == 2
+    assert report["histograms"]["text_seconds"]["sum"] > 0
+    assert sum(report["histograms"]["text_seconds"]["counts"]) == 2

@@ -1,11 +1,15 @@
 """Straight to the shared server's Triton, without the gateway."""
 
 import asyncio
+import contextlib
+import random
+import time
 
 import numpy as np
 import pytest
 
-from cdm_serve.triton.client import TritonClient, TritonError, TritonLost, _text
+from cdm_serve.engine.job import Job, Partial
+from cdm_serve.triton.client import TritonClient, TritonError, TritonLost
 
 
 @pytest.fixture
@@ -21,7 +25,38 @@ def with_client(address, use):
         finally:
             await client.close()
 
-    return asyncio.run(asyncio.wait_for(run(), 60))
+    return asyncio.run(asyncio.wait_for(run(), 120))
+
+
+async def answers(client, job):
+    return [answer async for answer in client.stream("tiny", job)]
+
+
+async def picture(client, job):
+    return (await answers(client, job))[-1]
+
+
+async def settled(client):
+    """The description once nothing is under way."""
+    while True:
+        report = await client.describe("tiny")
+        if not report["waiting"]:
+            return report
+        await asyncio.sleep(0.01)
+
+
+def draw_jobs(count, seed):
+    draw = random.Random(seed)
+    return [
+        Job(
+            prompt=draw.choice(["a fox", "an owl at night", "a very long prompt " * 9]),
+            seed=draw.randrange(2**53),
+            steps=draw.choice([1, 2, 4, 8]),
+            size=draw.choice(["64x64", "96x64"]),
+            partials=draw.choice([0, 3]),
+        )
+        for _ in range(count)
+    ]
 
 
 def test_describes_the_export(address, manifest):
@@ -34,71 +69,133 @@ def test_describes_the_export(address, manifest):
     assert report["fingerprint"] == manifest.fingerprint
     assert report["sizes"] == ["64x64", "96x64"]
     assert report["max_steps"] == 16
+    assert report["waiting"] == report["steps_waiting"] == 0
+    for size in report["sizes"]:
+        costs = report["costs"][size]
+        assert costs["step"]["1"] > 0
+        assert costs["decode"]["1"] > 0
+        assert str(costs["batch"]) in costs["step"]
+    assert report["costs"]["text"] > 0
 
 
 def test_one_stream_answers_everyone_with_his_own(address):
-    """16 at once with mixed steps and sizes: same bytes as alone, in fewer executions."""
-    sizes = {0: (64, 64), 1: (96, 64)}
-    wanted = [(f"fox {i % 3}", i, (1, 2, 4, 8)[i % 4], *sizes[i % 2]) for i in range(16)]
+    """32 mixed requests at once: same bytes as alone, in fewer executions."""
+    jobs = draw_jobs(32, seed=1)
 
     async def use(client):
-        alone = [await client.generate("tiny", *one) for one in wanted]
-        before = (await client.describe("tiny"))["executions"]
-        together = await asyncio.gather(*(client.generate("tiny", *one) for one in wanted))
-        after = (await client.describe("tiny"))["executions"]
-        return alone, together, after - before
+        alone = [await answers(client, job) for job in jobs]
+        before = await client.describe("tiny")
+        together = await asyncio.gather(*(answers(client, job) for job in jobs))
+        return alone, together, before["counters"], (await settled(client))["counters"]
 
-    alone, together, executions = with_client(address, use)
-    for one, other, (*_, steps, width, height) in zip(alone, together, wanted, strict=True):
-        assert one.image.shape == (height, width, 3)
-        assert np.array_equal(one.image, other.image)
-        assert len(other.report["batches"]) == steps
-    assert executions < sum(steps for _, _, steps, _, _ in wanted) / 2
+    alone, together, before, after = with_client(address, use)
+    for one, other, job in zip(alone, together, jobs, strict=True):
+        assert len(one) == len(other) == 1 + min(job.partials, job.steps - 1)
+        width, height = map(int, job.size.split("x"))
+        for each, same in zip(one, other, strict=True):
+            assert each.image.shape == (height, width, 3)
+            assert np.array_equal(each.image, same.image)
+        assert all(isinstance(partial, Partial) for partial in other[:-1])
+        assert len(other[-1].report["batches"]) == job.steps
+    steps = sum(job.steps for job in jobs)
+    assert after["steps"] - before["steps"] == steps
+    assert after["executions"] - before["executions"] < steps / 2
+    assert after["pictures"] - before["pictures"] == len(jobs)
 
 
-def test_who_stops_waiting_disturbs_nobody(address):
+@pytest.mark.parametrize("leave", ["cancel", "aclose"])
+def test_who_leaves_saves_his_steps_and_disturbs_nobody(address, leave):
+    jobs = [Job("a fox", seed, 16, "64x64", partials=3) for seed in range(16)]
+
+    async def leaves(client, job):
+        async with contextlib.aclosing(client.stream("tiny", job)) as stream:
+            async for answer in stream:
+                assert isinstance(answer, Partial)
+                return
+
     async def use(client):
+        before = await settled(client)
         tasks = [
-            asyncio.create_task(client.generate("tiny", "a fox", seed, 16, 64, 64))
-            for seed in range(8)
+            asyncio.create_task(
+                leaves(client, job)
+                if leave == "aclose" and job.seed % 2 == 0
+                else answers(client, job)
+            )
+            for job in jobs
         ]
-        await asyncio.sleep(0.01)
-        for task in tasks[::2]:
-            task.cancel()
-        return await asyncio.gather(*tasks, return_exceptions=True)
+        if leave == "cancel":
+            await asyncio.sleep(0.01)
+            for task in tasks[::2]:
+                task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        return done, before["counters"], (await settled(client))["counters"]
 
-    answers = with_client(address, use)
-    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
-    assert all(answer.image.shape == (64, 64, 3) for answer in answers[1::2])
+    done, before, after = with_client(address, use)
+    assert all(len(stayed) == 4 for stayed in done[1::2])
+    if leave == "cancel":
+        assert all(isinstance(left, asyncio.CancelledError) for left in done[::2])
+    cancelled = after["cancelled"] - before["cancelled"]
+    finished = after["pictures"] - before["pictures"]
+    assert cancelled + finished == 16
+    assert cancelled > 0
+    steps, saved = (after[name] - before[name] for name in ("steps", "steps_saved"))
+    assert steps + saved == 16 * 16
+    assert saved > 0
+
+
+def test_a_passed_deadline_is_an_error_of_its_own(address):
+    async def use(client):
+        before = (await client.describe("tiny"))["counters"]
+        with pytest.raises(TritonError, match="deadline") as caught:
+            await picture(client, Job("a fox", 1, 4, "64x64", deadline=time.time() - 1))
+        assert caught.value.kind == "expired"
+        assert await picture(client, Job("a fox", 1, 1, "64x64", deadline=time.time() + 100))
+        after = (await client.describe("tiny"))["counters"]
+        assert after["steps"] - before["steps"] == 1
+        assert after["expired"] - before["expired"] == 1
+
+    with_client(address, use)
 
 
 @pytest.mark.parametrize(
-    ("arrays", "complaint"),
+    ("message", "complaint"),
     [
-        ({"command": _text("generate")}, "input prompt is missing"),
-        ({"command": _text("generate"), "prompt": _text("x")}, "input seed is missing"),
-        ({"command": _text("dance"), "prompt": _text("x")}, "command 'dance' is unknown"),
+        ({"command": "generate"}, "prompt is missing"),
+        ({"command": "generate", "prompt": "x"}, "seed is missing"),
+        ({"command": "generate", "prompt": "x", "seed": "1"}, "seed is '1', of the wrong type"),
+        ({"command": "cancel"}, "key is missing"),
+        ({"command": "dance"}, "command 'dance' is unknown"),
+        ([1, 2], "no JSON object"),
     ],
 )
-def test_errors_are_answers(address, arrays, complaint):
-    with pytest.raises(TritonError, match=complaint):
-        with_client(address, lambda client: client._ask("tiny", arrays))
+def test_errors_are_answers(address, message, complaint):
+    async def use(client):
+        _, waiting = client._ask("tiny", message)
+        raise await waiting.get()
+
+    with pytest.raises(TritonError, match=complaint) as caught:
+        with_client(address, use)
+    assert caught.value.kind == "invalid"
 
 
 @pytest.mark.parametrize(
-    ("values", "complaint"),
-    [(("x", 1, 99, 64, 64), "99 steps are not served"), (("x", 1, 4, 8, 8), "size 8x8 is not")],
+    ("job", "complaint"),
+    [
+        (Job("x", 1, 99, "64x64"), "99 steps are not served"),
+        (Job("x", 1, 4, "8x8"), "size 8x8 is not served"),
+    ],
 )
-def test_refusals_name_what_is_served(address, values, complaint):
-    with pytest.raises(TritonError, match=complaint):
-        with_client(address, lambda client: client.generate("tiny", *values))
+def test_refusals_name_what_is_served(address, job, complaint):
+    with pytest.raises(TritonError, match=complaint) as caught:
+        with_client(address, lambda client: picture(client, job))
+    assert caught.value.kind == "invalid"
 
 
 def test_an_error_of_triton_itself_fails_what_waits_and_the_stream_goes_on(address):
     async def use(client):
         with pytest.raises(TritonLost, match="nowhere"):
             await client.describe("nowhere")
-        return await client.generate("tiny", "a fox", 1, 1, 64, 64)
+        return await picture(client, Job("a fox", 1, 1, "64x64"))
 
     assert with_client(address, use).image.shape == (64, 64, 3)
 

@@ -1,0 +1,102 @@
+"""TensorRT engines (version 11), built beforehand for this GPU."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdm_serve.engine.onnx_runtime import address, cupy_on_gpu, on_host
+from cdm_serve.engine.runtime import Array, Arrays
+from cdm_serve.errors import StartError
+
+
+class TensorRt:
+    """The GPU that the engines were built for."""
+
+    def __init__(self) -> None:
+        """Look for what is needed.
+
+        Raises:
+            StartError: a package or the GPU is missing.
+        """
+        try:
+            self._tensorrt = importlib.import_module("tensorrt")
+        except ImportError as error:
+            raise StartError(
+                "the package tensorrt is missing: pip install tensorrt (from NVIDIA's index), or "
+                "serve in a container that has it"
+            ) from error
+        self._cupy = cupy_on_gpu()
+        self._runtime = self._tensorrt.Runtime(self._tensorrt.Logger(self._tensorrt.Logger.ERROR))
+
+    @property
+    def arrays(self) -> ModuleType:
+        """Cupy."""
+        return self._cupy
+
+    def load(self, path: Path) -> "TensorRtGraph":
+        """An engine.
+
+        Raises:
+            StartError: it was built by another version or for another GPU.
+        """
+        engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise StartError(
+                f"{path} was not built for this GPU by TensorRT {self._tensorrt.__version__}: "
+                "build it here with `cdm-export STUDENT --to tensorrt`"
+            )
+        return TensorRtGraph(self._tensorrt, engine, self._cupy)
+
+    def to_host(self, array: Array) -> NDArray[Any]:
+        """The array in the memory of the CPU."""
+        return on_host(array)
+
+
+class TensorRtGraph:
+    """An engine with one execution context, on a stream of its own."""
+
+    def __init__(self, tensorrt: ModuleType, engine: Any, cupy: ModuleType) -> None:
+        self._cupy = cupy
+        # Kept: a context does not keep its engine alive.
+        self._engine = engine
+        self._context = engine.create_execution_context()
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        dtypes = {name: np.dtype(tensorrt.nptype(engine.get_tensor_dtype(name))) for name in names}
+        inputs = [
+            name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT
+        ]
+        self._inputs = {name: dtypes[name] for name in inputs}
+        self._outputs = {name: dtypes[name] for name in names if name not in inputs}
+
+    @property
+    def inputs(self) -> Mapping[str, np.dtype[Any]]:
+        """Name and element type of each input."""
+        return self._inputs
+
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """The outputs by name, in memory of their own on the device.
+
+        Raises:
+            RuntimeError: TensorRT refused the shapes or failed.
+        """
+        held = {name: self._cupy.ascontiguousarray(array) for name, array in inputs.items()}
+        for name, array in held.items():
+            if not self._context.set_input_shape(name, array.shape):
+                raise RuntimeError(f"the engine was not built for {name} of {array.shape}")
+            self._context.set_tensor_address(name, address(array))
+        outputs = {}
+        for name, dtype in self._outputs.items():
+            shape = tuple(self._context.get_tensor_shape(name))
+            outputs[name] = self._cupy.empty(shape, dtype)
+            self._context.set_tensor_address(name, address(outputs[name]))
+        self._cupy.cuda.get_current_stream().synchronize()
+        if not self._context.execute_async_v3(self._stream.ptr):
+            raise RuntimeError("TensorRT failed; its log says why")
+        self._stream.synchronize()
+        return outputs
