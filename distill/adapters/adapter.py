@@ -82,5 +82,14 @@ class Adapter(Protocol):
             condition: B rows.
         """
 
+    def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
+        """The velocity that the pipeline samples along under classifier-free guidance.
+
+        Args:
+            with_prompt: ``velocity`` for the prompts, (B, C, h, w).
+            without: ``velocity`` for the null condition, at the same points.
+            scale: 1 is ``with_prompt``.
+        """
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> pictures (B, 3, H, W), nominally in [-1, 1], not clamped."""

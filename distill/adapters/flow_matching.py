@@ -85,6 +85,16 @@ class FlowMatchingAdapter:
         shifted: Tensor = scheduler.sigmas[:-1]
         return shifted.reshape(sigmas.shape).to(sigmas)
 
+    def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
+        """The velocity that the pipeline samples along under classifier-free guidance.
+
+        Args:
+            with_prompt: ``velocity`` for the prompts, (B, C, h, w).
+            without: ``velocity`` for the null condition, at the same points.
+            scale: 1 is ``with_prompt``.
+        """
+        return without + scale * (with_prompt - without)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> pictures (B, 3, H, W), nominally in [-1, 1], not clamped."""

@@ -20,11 +20,9 @@ class LongCatAdapter(FlowMatchingAdapter):
     Text is 512 tokens, padded: the text encoder masks the padding, the transformer attends to all
     of it. The template around the prompt is encoded with it and cut off again.
 
-    ``velocity`` is the network's bare answer. The pipeline's guidance combines two of them, for
-    the prompt and for ``""``, as ``uncond + scale * (cond - uncond)`` and then, with its
-    ``enable_cfg_renorm``, scales each packed token down to the length it has in ``cond``. That is
-    sampling with a guided teacher: neither CDM's losses, which need the bare ones, nor the
-    student, which has no guidance, may do it.
+    ``velocity`` is the network's bare answer, without guidance: what CDM's losses compare and what
+    a student is sampled along. ``guided`` is for pictures of the guided teacher alone, and there
+    includes the ``enable_cfg_renorm`` that the pipeline has on by default.
 
     Args:
         pipeline: built or loaded with ``text_processor=None``; its components are used as they are.
@@ -60,7 +58,14 @@ class LongCatAdapter(FlowMatchingAdapter):
             text_processor=None,
             transformer=None,
         )
-        prompt_embeds, _ = text.encode_prompt(prompts)
+        # The language model would answer each of the tokens out of 150,000, for nothing.
+        hook = text.text_encoder.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, kwargs | {"logits_to_keep": 1}), with_kwargs=True
+        )
+        try:
+            prompt_embeds, _ = text.encode_prompt(prompts)
+        finally:
+            hook.remove()
         return Condition(prompt_embeds, None)
 
     def velocity(self, model: nn.Module, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -83,6 +88,19 @@ class LongCatAdapter(FlowMatchingAdapter):
             return_dict=False,
         )[0]
         return unpack(velocity, rows, columns)
+
+    def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
+        """Guidance, then every image token scaled down to its length in ``with_prompt``.
+
+        Args:
+            with_prompt: ``velocity`` for the prompts, (B, C, h, w).
+            without: ``velocity`` for the null condition, at the same points.
+            scale: 1 is ``with_prompt``.
+        """
+        tokens = pack(super().guided(with_prompt, without, scale))
+        lengths = [v.norm(dim=-1, keepdim=True) for v in (pack(with_prompt), tokens)]
+        tokens = tokens * (lengths[0] / (lengths[1] + 1e-8)).clamp(max=1.0)
+        return unpack(tokens, with_prompt.shape[2] // PATCH, with_prompt.shape[3] // PATCH)
 
     def _timestep(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         """What the pipeline hands over: rounded at its full scale first, in bfloat16 904.5 to 904.

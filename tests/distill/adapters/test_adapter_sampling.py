@@ -71,6 +71,38 @@ def test_four_steps_are_the_pipelines_picture_bit_for_bit(
     assert not torch.allclose(latents, noise, atol=0.1)
 
 
+def test_guided_steps_are_the_pipelines_latents(
+    loaded: tuple[Adapter, dict[str, Any]],
+) -> None:
+    adapter, arguments = loaded
+    expected = adapter.pipeline(
+        PROMPTS,
+        height=64,
+        width=96,
+        num_inference_steps=4,
+        sigmas=SIGMAS,
+        guidance_scale=4.5,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+        **arguments,
+    ).images
+    if adapter.name == "longcat":
+        expected = adapter.pipeline._unpack_latents(expected, 64, 96, 4)
+
+    condition, null = adapter.encode(PROMPTS), adapter.encode(["", ""])
+
+    def guided(x: torch.Tensor, sigma: torch.Tensor, _: Condition) -> torch.Tensor:
+        with_prompt, without = (
+            adapter.velocity(adapter.transformer, x, sigma, each) for each in (condition, null)
+        )
+        return adapter.guided(with_prompt, without, 4.5)
+
+    shape = (2, *adapter.latent_shape(64, 96))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    latents = sample(guided, noise, adapter.sigmas(4, 64, 96), condition)
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+
+
 def test_one_batch_of_two_prompts_equals_two_batches(adapter: Adapter) -> None:
     conditions = [adapter.encode([prompt]) for prompt in PROMPTS]
     shape = (2, *adapter.latent_shape(40, 104))
