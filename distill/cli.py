@@ -43,7 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cdm-distill", description=__doc__)
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml")
     parser.add_argument(
-        "--run", type=Path, metavar="DIR", help="checkpoints, log, previews (runs/<recipe>)"
+        "--run",
+        "--folder",  # torchrun takes --run for one of its own
+        type=Path,
+        metavar="DIR",
+        help="checkpoints, log, previews (runs/<recipe>); --folder under torchrun",
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint, if any"

@@ -15,7 +15,7 @@ from pipelines import PROMPTS
 from distill import checkpoint
 from distill.cli import main
 
-UPDATES = 14
+UPDATES = 10
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def recipe_file(teacher: Path, tmp_path: Path) -> Path:
         preview_every = 0
         checkpoint_every = 1
         [evaluation]
-        every = 5
+        every = 4
         pictures = 2
         teacher_steps = 3
         [runtime]
@@ -104,7 +104,7 @@ def test_kill_9_and_resume_is_bit_for_bit_the_straight_run(
         ]
         for run in (straight, killed)
     ]
-    assert len(logs[0]) == UPDATES + len((0, 5, 10, UPDATES)) and logs[0] == logs[1]
+    assert len(logs[0]) == UPDATES + len((0, 4, 8, UPDATES)) and logs[0] == logs[1]
     assert not list(killed.glob(".*")) and not list(tmp_path.glob(".*"))
     student = StableDiffusion3Pipeline.from_pretrained(
         tmp_path / "student", text_encoder_3=None, tokenizer_3=None

@@ -94,5 +94,5 @@ def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
         RunLog(tmp_path / "file" / "run", updates=0)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "tensorboard").write_text("")
-    with pytest.raises(DistillError, match="tensorboard cannot be written"):
+    with pytest.raises(DistillError, match=r"tensorboard.* cannot be written"):
         RunLog(tmp_path / "run", updates=0)

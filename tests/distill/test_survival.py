@@ -1,5 +1,6 @@
 """What a run does when its disk is full or its folder cannot be written."""
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pipelines import PROMPTS
 
 from distill import checkpoint
 from distill.cli import main
+from distill.errors import DistillError
+from distill.runlog import RunLog
 
 
 @pytest.fixture
@@ -106,3 +109,16 @@ def test_a_read_only_disk(
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert main([str(recipe_file), "--run", str(small_disk / "run")]) == 2
     assert "Read-only file system" in one_line(capsys)
+
+
+def test_a_log_on_a_full_disk_is_one_line(small_disk: Path) -> None:
+    log = RunLog(small_disk / "run", updates=0)
+    with contextlib.suppress(OSError), (small_disk / "filling").open("wb", 0) as filling:
+        while True:
+            filling.write(bytes(4096))
+    with pytest.raises(DistillError, match=r"log.jsonl cannot be written: .*No space left"):
+        for update in range(2000):
+            log.append({"update": update, "fake": 0.5})
+    with pytest.raises(DistillError, match=r"tensorboard.* cannot be written: .*No space left"):
+        for update in range(2000):
+            log.tensorboard.scalars("training", {"update": update, "fake": 0.5})
