@@ -8,36 +8,44 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
 from cdm_serve.api.keys import read_keys
+from cdm_serve.api.tracing import exporting
 from cdm_serve.configuration import load_settings
 from cdm_serve.errors import StartError
+from cdm_serve.log import configure_logging
 from cdm_serve.repository import check_repository
 from cdm_serve.server import serve
 from cdm_serve.settings import Settings
 from cdm_serve.triton.wheel import TritonWheel, find_wheel
 
+logger = logging.getLogger(__name__)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 after Ctrl-C or SIGTERM, 2 when the server cannot start."""
-    console = Console(stderr=True, highlight=False)
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        datefmt="%X",
-        handlers=[RichHandler(console=console, show_path=False)],
-    )
     try:
         settings = load_settings(arguments, os.environ)
+    except StartError as error:
+        _complain(configure_logging("text"), error)
+        return 2
+    console = configure_logging(settings.log)
+    try:
         keys = read_keys(settings)
-        with _listen(settings) as listener:
+        with _listen(settings) as listener, exporting(settings.traces):
             asyncio.run(serve(settings, keys, _find_triton(settings), listener, console))
     except StartError as error:
-        console.print(f"[bold red]cdm-serve:[/] {escape(str(error))}", soft_wrap=True)
+        _complain(console, error)
         return 2
     return 0
+
+
+def _complain(console: Console, error: StartError) -> None:
+    if console.quiet:
+        logger.error("%s", error)
+    else:
+        console.print(f"[bold red]cdm-serve:[/] {escape(str(error))}", soft_wrap=True)
 
 
 def _find_triton(settings: Settings) -> TritonWheel | None:

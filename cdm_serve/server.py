@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from cdm_serve.api.keys import Keys
 from cdm_serve.settings import Settings
 from cdm_serve.triton.supervisor import Supervisor
 from cdm_serve.triton.wheel import TritonWheel
+
+logger = logging.getLogger(__name__)
 
 ENCODERS = 2
 
@@ -51,6 +54,7 @@ async def serve(
     supervisor = Supervisor(settings, wheel)
     where = "the bundled Triton" if wheel else f"Triton at {settings.triton}"
     console.print(f"[bold]cdm-serve[/] {cdm_serve.__version__}: starting {where} ...")
+    logger.info("starting", extra={"version": cdm_serve.__version__, "triton": where})
     with ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode") as executor:
         http = HttpServer(_http_config(settings, create_app(settings, keys, supervisor, executor)))
         # HTTP is up from the first moment, so that /readyz can say "not yet".
@@ -66,6 +70,7 @@ async def serve(
                     webbrowser.open(_url(settings))
                 await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
                 console.print("stopping: finishing what is in flight ...")
+                logger.info("stopping")
         finally:
             # Requests in flight are finished, new connections are refused.
             http.should_exit = True
@@ -75,6 +80,7 @@ async def serve(
             await asyncio.wait([starting])
             await supervisor.stop()
     console.print("stopped")
+    logger.info("stopped")
 
 
 def _http_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
@@ -106,6 +112,7 @@ def _greet(settings: Settings, supervisor: Supervisor, console: Console) -> None
             f"{card.default_steps} steps, {card.fingerprint[:12]}"
         )
     url = _url(settings)
+    logger.info("ready", extra={"url": url, "models": list(supervisor.models)})
     console.print(f"  [bold]{url}[/]  playground, API and /v1/models; Ctrl-C stops")
     console.print(
         f"  curl {url}/v1/images/generations -H 'content-type: application/json' "

@@ -33,17 +33,22 @@ class Settings:
     images_per_minute: Annotated[int | None, "keys and limits", "of one key"] = None
     body_limit: Annotated[int, "keys and limits", "largest request body in bytes"] = 65536
     prompt_limit: Annotated[int, "keys and limits", "longest prompt in characters"] = 4000
+    queue_seconds: Annotated[
+        float, "keys and limits", "most work that may wait; beyond it requests are refused"
+    ] = 10.0
     url_bytes: Annotated[int, "keys and limits", "memory for pictures behind links"] = 256 * 2**20
     url_seconds: Annotated[float, "keys and limits", "how long links last"] = 3600.0
 
     start_seconds: Annotated[float, "life", "how long Triton may take to load"] = 600.0
     drain_seconds: Annotated[float, "life", "how long work in flight may take at the end"] = 30.0
+    retry_seconds: Annotated[float, "life", "how long a request waits for a restart"] = 30.0
     heartbeat_seconds: Annotated[float, "life", "between two signs of life of a model"] = 2.0
     heartbeat_timeout: Annotated[float, "life", "without a sign this long, Triton restarts"] = 10.0
 
     log: Annotated[
         Literal["text", "json"], "watch", "text: what matters; json: every request, a line each"
     ] = "text"
+    traces: Annotated[bool, "watch", "send OpenTelemetry traces, as OTEL_* variables say"] = False
 
     def __post_init__(self) -> None:
         """Raises StartError for a number that means nothing."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from cdm_serve.engine.manifest import Manifest, read_manifest
 from cdm_serve.engine.pipeline import Pipeline
@@ -70,6 +71,14 @@ class Server:
         assert response.status_code == 200, response.text
         assert response.content.startswith(b"\x89PNG")
         return response.content
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One number of /metrics; 0.0 when it is not there."""
+        for family in text_string_to_metric_families(self.http.get("/metrics").text):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return sample.value
+        return 0.0
 
     def descendants(self) -> dict[int, str]:
         """Living processes below the server's, with their names."""

@@ -61,10 +61,22 @@ class ImageAnswer(BaseModel):
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished picture: its file, its receipt and how many tokens its prompt had."""
+class PartialMade:
+    """What picture ``number`` of the request will look like, foreseen after ``step`` steps."""
 
     file: bytes
+    number: int
+    seed: int
+    index: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """Picture ``number`` of the request: its file, receipt and how many tokens its prompt had."""
+
+    file: bytes
+    number: int
     receipt: dict[str, Any]
     tokens: int
 

@@ -3,21 +3,25 @@
 import time
 from concurrent.futures import Executor
 from importlib.resources import files
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from starlette.types import ASGIApp
 
 import cdm_serve
+from cdm_serve.api.admission import Admission
 from cdm_serve.api.edge import Edge
 from cdm_serve.api.errors import install_handlers
 from cdm_serve.api.files import FileStore, files_router
 from cdm_serve.api.health import health_router
-from cdm_serve.api.images import images_router
+from cdm_serve.api.images import Images
 from cdm_serve.api.keys import Keys
 from cdm_serve.api.limits import Limits
+from cdm_serve.api.metrics import State, metrics_router
 from cdm_serve.api.models import models_router
 from cdm_serve.api.studio import Studio
+from cdm_serve.api.watch import Watch
 from cdm_serve.settings import Settings
 from cdm_serve.triton.supervisor import Supervisor
 
@@ -29,17 +33,41 @@ def create_app(
     # FastAPI's own documentation pages load scripts from elsewhere; the schema is served.
     app = FastAPI(title="cdm-serve", version=cdm_serve.__version__, docs_url=None, redoc_url=None)
     install_handlers(app)
+    watch = Watch()
+    admission = Admission(settings.queue_seconds)
     store = FileStore(settings.url_bytes, settings.url_seconds)
-    studio = Studio(supervisor, executor)
-    limits = Limits(settings.requests_per_minute, settings.images_per_minute)
-    app.include_router(images_router(settings, supervisor, limits, studio, store))
+    images = Images(
+        settings,
+        supervisor,
+        Limits(settings.requests_per_minute, settings.images_per_minute),
+        admission,
+        Studio(supervisor, executor, watch, settings.retry_seconds),
+        store,
+        watch,
+    )
+    app.include_router(images.router())
     app.include_router(files_router(store))
     app.include_router(models_router(supervisor, created=int(time.time())))
     app.include_router(health_router(supervisor))
+    app.include_router(metrics_router(watch, supervisor, State(supervisor, admission, store)))
     page = files("cdm_serve").joinpath("playground.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
     async def playground() -> HTMLResponse:
         return HTMLResponse(page)
 
-    return Edge(app, keys, settings.body_limit)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return Edge(app, keys, watch, settings.body_limit)
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document without FastAPI's 422, which this server never answers."""
+    document = app.openapi_schema
+    if document is None:
+        document = FastAPI.openapi(app)
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            document["components"]["schemas"].pop(name, None)
+    return document

@@ -1,8 +1,10 @@
 """What holds for every request on every route: an id, a key, a limit on the body, an answer."""
 
+import asyncio
 import logging
 import re
 import secrets
+import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -12,18 +14,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cdm_serve.api.errors import CODES, error_response
 from cdm_serve.api.files import ROUTE as FILES
 from cdm_serve.api.keys import Keys
+from cdm_serve.api.watch import Watch
 
 logger = logging.getLogger(__name__)
 
+BODY_SECONDS = 30.0
 GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Edge:
     """Wraps the whole application, its own error handling included."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, body_limit: int) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, watch: Watch, body_limit: int) -> None:
         self._app = app
         self._keys = keys
+        self._watch = watch
         self._body_limit = body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,32 +39,30 @@ class Edge:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-        started = False
+        scope.setdefault("state", {})["owner"] = self._keys.owner(headers.get("authorization"))
+        with self._watch.request(scope, request_id) as seen:
 
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
+            async def send_with_id(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    seen.status = message["status"]
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
+                await send(message)
 
-        refusal = self._refusal(scope, headers)
-        if refusal is not None:
-            await refusal(scope, receive, send_with_id)
-            return
-        try:
-            await self._app(scope, self._limited(receive), send_with_id)
-        except Exception:
-            # Starlette has answered before it raised; only the log still needs to know.
-            logger.exception("%s failed on %s %s", request_id, scope["method"], scope["path"])
-            if not started:
-                raise
+            refusal = self._refusal(scope, headers)
+            if refusal is not None:
+                await refusal(scope, receive, send_with_id)
+                return
+            try:
+                await self._app(scope, self._limited(receive), send_with_id)
+            except Exception:
+                # Starlette has answered before it raised; only the log still needs to know.
+                logger.exception("%s failed on %s %s", request_id, scope["method"], scope["path"])
+                if seen.status is None:
+                    raise
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         """What can be answered before the body is read."""
-        owner = self._keys.owner(headers.get("authorization"))
-        scope.setdefault("state", {})["owner"] = owner
-        if owner is None and _needs_key(scope["path"]):
+        if scope["state"]["owner"] is None and _needs_key(scope["path"]):
             return error_response(
                 "the API key is missing or wrong: send Authorization: Bearer KEY",
                 status=401,
@@ -72,13 +75,20 @@ class Edge:
         return None
 
     def _limited(self, receive: Receive) -> Receive:
-        """A body without a declared length is counted as it comes."""
+        """A body without a declared length is counted as it comes; one that drips is cut off."""
         received = 0
+        until = time.monotonic() + BODY_SECONDS
+        whole = False
 
         async def limited() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            try:
+                async with asyncio.timeout(None if whole else until - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body took over {BODY_SECONDS:g} s") from None
             received += len(message.get("body", b""))
+            whole = whole or not message.get("more_body", False)
             if received > self._body_limit:
                 raise HTTPException(413, self._too_large())
             return message

@@ -11,13 +11,19 @@ from starlette.exceptions import HTTPException
 
 from cdm_serve.triton.client import TritonError, TritonLost
 
-CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+}
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 MEANINGS = {
     400: "a field, or the body, is not what it must be; the error names it",
     401: "the key is missing or wrong",
     404: "there is no such thing here",
+    408: "the body took too long to arrive",
     413: "the body is too large",
     429: "too much at the moment; Retry-After says when there is room",
     500: "the server or the model failed",
@@ -125,6 +131,13 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(TritonError)
     async def failed(request: Request, error: TritonError) -> JSONResponse:
+        if error.kind == "invalid":
+            return error_response(str(error), status=400, code="invalid_value")
+        if error.kind == "expired":
+            # Who allowed too little time would only fail again.
+            headers = {"x-should-retry": "false"}
+            message = "the time that the request allowed has passed"
+            return error_response(message, status=504, code="deadline_exceeded", headers=headers)
         return error_response(str(error), status=500, code="model_error")
 
     @app.exception_handler(Exception)

@@ -1,6 +1,7 @@
 """From a request to exactly what is made, against the model that makes it."""
 
 import secrets
+import time
 from dataclasses import dataclass
 
 from cdm_serve.api.encode import OutputFormat
@@ -21,7 +22,8 @@ STEPS_QUALITY = {1: "low", 2: "medium", 4: "high", 8: "xhigh", 16: "max"}
 class Plan:
     """``seeds`` has one entry a picture.
 
-    ``raw``: answer with the picture itself, not JSON; ``link``: with its address.
+    ``raw``: answer with the picture itself, not JSON; ``link``: with its address; ``stream``: with
+    events, among them up to ``partials`` previews a picture. ``deadline`` is in unix seconds.
     """
 
     model: ModelCard
@@ -33,6 +35,9 @@ class Plan:
     compression: int
     raw: bool
     link: bool
+    stream: bool
+    partials: int
+    deadline: float | None
 
     @property
     def width(self) -> int:
@@ -51,9 +56,13 @@ class Plan:
 
 
 def make_plan(
-    request: ImageRequest, accept: str, models: dict[str, ModelCard], prompt_limit: int
+    request: ImageRequest,
+    accept: str,
+    models: dict[str, ModelCard],
+    prompt_limit: int,
+    allowed: float | None = None,
 ) -> Plan:
-    """Fill in every default.
+    """Fill in every default; ``allowed`` is how many seconds there are, from now.
 
     Raises:
         ApiError: a value that this model or this server does not serve.
@@ -67,14 +76,7 @@ def make_plan(
     model = find_model(request.model, models)
     count = 1 if request.n is None else request.n
     raw_format = _raw_format(accept)
-    link = request.response_format == "url"
-    if raw_format is not None and count > 1:
-        raise ApiError("n: only 1 picture fits an image answer; accept application/json", param="n")
-    if raw_format is not None and link:
-        raise ApiError(
-            "response_format: url contradicts the Accept header, which asks for the picture itself",
-            param="response_format",
-        )
+    _check_form(request, count, raw=raw_format is not None)
     output_format = _output_format(request, raw_format)
     first = secrets.randbits(32) if request.seed is None else request.seed
     return Plan(
@@ -86,8 +88,27 @@ def make_plan(
         output_format=output_format,
         compression=_compression(request, output_format),
         raw=raw_format is not None,
-        link=link,
+        link=request.response_format == "url",
+        stream=bool(request.stream),
+        partials=request.partial_images or 0,
+        deadline=None if allowed is None else time.time() + allowed,
     )
+
+
+def _check_form(request: ImageRequest, count: int, *, raw: bool) -> None:
+    """Refuse forms of an answer that contradict each other."""
+    if raw and count > 1:
+        raise ApiError("n: only 1 picture fits an image answer; accept application/json", param="n")
+    if raw and request.stream:
+        raise ApiError(
+            "stream: contradicts the Accept header, which asks for the picture itself",
+            param="stream",
+        )
+    if request.response_format == "url" and (raw or request.stream):
+        form = "the Accept header, which asks for the picture itself" if raw else "stream"
+        raise ApiError(f"response_format: url contradicts {form}", param="response_format")
+    if request.partial_images and not request.stream:
+        raise ApiError("partial_images: only with stream true", param="partial_images")
 
 
 def find_model(name: str | None, models: dict[str, ModelCard]) -> ModelCard:

@@ -1,7 +1,7 @@
 """The body of ``POST /v1/images/generations``: each field is honoured or refused by name."""
 
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -30,15 +30,20 @@ def _prompt(prompt: str) -> str:
     return prompt
 
 
+def _documented(**schema: Any) -> Any:
+    """For the OpenAPI document alone: the refusal has a better sentence than pydantic's."""
+    return Field(json_schema_extra=schema)
+
+
 class ImageRequest(BaseModel):
     """OpenAI's fields, and ``seed`` and ``num_inference_steps`` beside them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: Annotated[str, AfterValidator(_prompt)]
+    prompt: Annotated[str, AfterValidator(_prompt), _documented(minLength=1, pattern=r"\S")]
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = None
-    size: str | None = None
+    size: Annotated[str | None, _documented(pattern="^(auto|[1-9][0-9]*x[1-9][0-9]*)$")] = None
     quality: Literal["auto", "low", "medium", "high", "standard", "hd", "xhigh", "max"] | None = (
         None
     )
@@ -48,28 +53,14 @@ class ImageRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None
-    partial_images: int | None = None
-    background: str | None = None
-    moderation: str | None = None
-    style: str | None = None
-    negative_prompt: str | None = None
-    guidance_scale: float | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+    background: Annotated[str | None, _documented(enum=["auto", "opaque", None])] = None
+    moderation: Annotated[str | None, _documented(enum=["auto", None])] = None
+    style: Annotated[str | None, _documented(enum=[None])] = None
+    negative_prompt: Annotated[str | None, _documented(enum=["", None])] = None
+    guidance_scale: Annotated[float | None, _documented(enum=[1.0, None])] = None
     user: str | None = None
     safety_identifier: str | None = None
-
-    @field_validator("stream")
-    @classmethod
-    def _no_stream(cls, value: bool | None) -> bool | None:
-        if value:
-            raise ValueError("streaming is not supported: leave it out or send false")
-        return value
-
-    @field_validator("partial_images")
-    @classmethod
-    def _no_partial_images(cls, value: int | None) -> int | None:
-        if value:
-            raise ValueError("partial images are not supported: leave it out or send 0")
-        return value
 
     @field_validator("background")
     @classmethod

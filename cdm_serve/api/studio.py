@@ -2,50 +2,131 @@
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
+from contextlib import aclosing
 
-from cdm_serve.api.answer import Made
+from cdm_serve.api.admission import Ticket
+from cdm_serve.api.answer import Made, PartialMade
 from cdm_serve.api.encode import encode_image
 from cdm_serve.api.plan import Plan
+from cdm_serve.api.watch import Watch
+from cdm_serve.engine.job import Job, Partial, Picture, Pixels
+from cdm_serve.triton.client import TritonLost
 from cdm_serve.triton.supervisor import Supervisor
+
+POLL_SECONDS = 0.05
+
+Event = PartialMade | Made
 
 
 class Studio:
     """Pictures are encoded in ``executor``, off the event loop."""
 
-    def __init__(self, supervisor: Supervisor, executor: Executor) -> None:
+    def __init__(
+        self, supervisor: Supervisor, executor: Executor, watch: Watch, retry_seconds: float
+    ) -> None:
         self._supervisor = supervisor
         self._executor = executor
+        self._watch = watch
+        self._retry_seconds = retry_seconds
 
-    async def make(self, plan: Plan) -> list[Made]:
-        """All pictures of a plan, in the order of their seeds."""
-        return await asyncio.gather(*(self._picture(plan, seed) for seed in plan.seeds))
+    async def make(self, plan: Plan, ticket: Ticket) -> AsyncGenerator[Event, None]:
+        """Everything that comes of a plan, as it comes; leaving early stops what remains.
 
-    async def _picture(self, plan: Plan, seed: int) -> Made:
-        reply = await self._supervisor.generate(
-            plan.model.id, plan.prompt, seed, plan.steps, plan.width, plan.height
-        )
-        assert reply.image is not None
-        begin = time.perf_counter()
-        file = await asyncio.get_running_loop().run_in_executor(
-            self._executor,
-            encode_image,
-            reply.image,
-            plan.output_format,
-            plan.compression,
-            facts(plan, seed),
-        )
-        encode = round(1e3 * (time.perf_counter() - begin), 3)
+        Raises:
+            TritonError: the model refused or failed.
+            TritonLost: it went away, came back, and went away again; or did not come back.
+        """
+        events: asyncio.Queue[PartialMade | asyncio.Task[Made]] = asyncio.Queue()
+        with ticket:
+            tasks = [
+                asyncio.create_task(self._picture(plan, number, ticket, events.put_nowait))
+                for number in range(len(plan.seeds))
+            ]
+            for task in tasks:
+                task.add_done_callback(events.put_nowait)
+            try:
+                left = len(tasks)
+                while left:
+                    event = await events.get()
+                    if isinstance(event, PartialMade):
+                        yield event
+                    else:
+                        left -= 1
+                        yield event.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _picture(
+        self, plan: Plan, number: int, ticket: Ticket, emit: Callable[[PartialMade], None]
+    ) -> Made:
+        seed = plan.seeds[number]
+        job = Job(plan.prompt, seed, plan.steps, plan.size, plan.partials, plan.deadline)
+        sent = 0
+        async with aclosing(self._answers(plan, job, ticket)) as answers:
+            async for answer in answers:
+                if isinstance(answer, Picture):
+                    ticket.picture_done()
+                    return await self._finish(plan, number, answer)
+                if answer.index == sent:  # not sent already, before a restart
+                    sent += 1
+                    file = await self._encode(plan, answer.image, facts(plan, seed))
+                    emit(PartialMade(file, number, seed, answer.index, answer.step))
+        raise TritonLost("the model ended its answer before the picture")
+
+    async def _finish(self, plan: Plan, number: int, picture: Picture) -> Made:
+        begin = time.time()
+        seed = plan.seeds[number]
+        file = await self._encode(plan, picture.image, facts(plan, seed))
+        encode = round(1e3 * (time.time() - begin), 3)
+        self._watch.picture(plan, picture.report, begin, encode)
         receipt = {
             "seed": seed,
             "steps": plan.steps,
             "size": plan.size,
             "model": plan.model.id,
             "fingerprint": plan.model.fingerprint,
-            "batches": reply.report["batches"],
-            "milliseconds": reply.report["milliseconds"] | {"encode": encode},
+            "batches": picture.report["batches"],
+            "milliseconds": picture.report["milliseconds"] | {"encode": encode},
         }
-        return Made(file, receipt, reply.report["tokens"])
+        return Made(file, number, receipt, picture.report["tokens"])
+
+    async def _encode(self, plan: Plan, pixels: Pixels, facts: dict[str, str]) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, encode_image, pixels, plan.output_format, plan.compression, facts
+        )
+
+    async def _answers(
+        self, plan: Plan, job: Job, ticket: Ticket
+    ) -> AsyncGenerator[Partial | Picture, None]:
+        """The model's, from a second attempt if the first was lost: it gives the same bytes."""
+        try:
+            async with aclosing(self._supervisor.stream(plan.model.id, job)) as answers:
+                async for answer in answers:
+                    yield answer
+            return
+        except TritonLost:
+            self._watch.retried.inc()
+        await self._until_back(plan)
+        ticket.interrupted()
+        async with aclosing(self._supervisor.stream(plan.model.id, job)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def _until_back(self, plan: Plan) -> None:
+        until = time.time() + self._retry_seconds
+        if plan.deadline is not None:
+            until = min(until, plan.deadline)
+        while not self._supervisor.ready:
+            if time.time() > until:
+                raise TritonLost("the model is being restarted")
+            await asyncio.sleep(POLL_SECONDS)
+        back = self._supervisor.models.get(plan.model.id)
+        if back is None or back.fingerprint != plan.model.fingerprint:
+            raise TritonLost("the model was replaced meanwhile")
 
 
 def facts(plan: Plan, seed: int) -> dict[str, str]:

@@ -6,7 +6,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The answer to ``describe``; ``pid`` is the model's process, ``size`` is ``WIDTHxHEIGHT``."""
+    """The answer to ``describe``; ``pid`` is the model's process, ``size`` is ``WIDTHxHEIGHT``.
+
+    ``costs`` are as ``protocol`` has them.
+    """
 
     id: str
     architecture: str
@@ -17,6 +20,7 @@ class ModelCard:
     max_steps: int
     downscale: int
     pid: int
+    costs: dict[str, Any]
 
     @classmethod
     def from_report(cls, model: str, report: dict[str, Any]) -> "ModelCard":
@@ -31,4 +35,5 @@ class ModelCard:
             max_steps=report["max_steps"],
             downscale=report["downscale"],
             pid=report["pid"],
+            costs=report["costs"],
         )

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from cdm_serve.api.edge import Edge
 from cdm_serve.api.errors import install_handlers
 from cdm_serve.api.keys import Keys
+from cdm_serve.api.watch import Watch
 
 app = FastAPI()
 install_handlers(app)
@@ -27,7 +28,7 @@ async def read(request: Request) -> int:
 def send(method, path, **options):
     async def run():
         transport = httpx.ASGITransport(
-            Edge(app, Keys([]), body_limit=10), raise_app_exceptions=False
+            Edge(app, Keys([]), Watch(), body_limit=10), raise_app_exceptions=False
         )
         async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
             return await client.request(method, path, **options)

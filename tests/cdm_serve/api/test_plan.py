@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from cdm_serve.api.errors import ApiError
@@ -5,6 +7,9 @@ from cdm_serve.api.plan import make_plan
 from cdm_serve.api.schema import ImageRequest
 from cdm_serve.triton.client import TritonLost
 from cdm_serve.triton.models import ModelCard
+
+SIZE_COSTS = {"step": {"1": 0.2, "4": 0.4}, "decode": {"1": 0.1, "2": 0.2}, "batch": 4}
+COSTS = {"text": 0.05, "64x64": SIZE_COSTS, "96x64": SIZE_COSTS}
 
 
 def card(name, **changes):
@@ -17,6 +22,7 @@ def card(name, **changes):
         "max_steps": 8,
         "downscale": 4,
         "pid": 1,
+        "costs": COSTS,
     }
     return ModelCard(id=name, **(fields | changes))
 
@@ -73,6 +79,9 @@ def test_quality_is_a_number_of_steps(quality, steps):
         ({"n": 2, "accept": "image/png"}, "n"),
         ({"quality": "max"}, "quality"),
         ({"response_format": "url", "accept": "image/png"}, "response_format"),
+        ({"response_format": "url", "stream": True}, "response_format"),
+        ({"stream": True, "accept": "image/png"}, "stream"),
+        ({"partial_images": 1}, "partial_images"),
         ({"output_compression": 50}, "output_compression"),
         ({"output_compression": 50, "accept": "image/png"}, "output_compression"),
     ],
@@ -109,3 +118,16 @@ def test_nothing_loaded_yet_is_not_the_clients_fault():
 def test_the_accept_header_chooses_the_answer(accept, raw, output_format):
     made = plan(accept=accept)
     assert (made.raw, made.output_format) == (raw, output_format)
+
+
+def test_a_stream_has_the_previews_it_is_asked_for():
+    made = plan(stream=True, partial_images=2)
+    assert (made.stream, made.partials) == (True, 2)
+    assert (plan(stream=True).partials, plan().stream) == (0, False)
+
+
+def test_the_time_allowed_becomes_a_deadline():
+    before = time.time()
+    made = make_plan(ImageRequest(prompt="x"), "", MODELS, prompt_limit=10, allowed=5.0)
+    assert before + 5 <= made.deadline <= time.time() + 5
+    assert plan().deadline is None

@@ -1,0 +1,195 @@
+"""The line against arithmetic by hand; and on a real server."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import openai
+import pytest
+
+from cdm_serve.api.admission import Admission, picture_alone, picture_work
+from cdm_serve.api.errors import ApiError
+from cdm_serve.api.pace import CROWD, Pace
+from cdm_serve.api.plan import Plan
+from cdm_serve.triton.models import ModelCard
+
+# In full batches a step costs 0.1 and a decoding 0.2; alone they cost 0.4 and 0.25.
+COSTS = {
+    "text": 0.5,
+    "64x64": {
+        "step": {"1": 0.4, "4": 0.4, "8": 1.6},
+        "decode": {"1": 0.25, "2": 0.4},
+        "batch": 4,
+    },
+}
+MODEL = ModelCard(
+    id="m",
+    architecture="sd3",
+    fingerprint="f",
+    sizes=("64x64",),
+    default_size="64x64",
+    default_steps=4,
+    max_steps=8,
+    downscale=4,
+    pid=1,
+    costs=COSTS,
+)
+PLAN = Plan(
+    model=MODEL,
+    prompt="x",
+    seeds=(0,),
+    steps=3,
+    size="64x64",
+    output_format="png",
+    compression=100,
+    raw=False,
+    link=False,
+    stream=False,
+    partials=0,
+    deadline=None,
+)
+
+
+def refusal(admission, plan, allowed=None):
+    with pytest.raises(ApiError) as caught:
+        admission.admit(plan, allowed)
+    return caught.value
+
+
+def test_the_cost_of_a_picture():
+    assert picture_work(MODEL, "64x64", 3, 0) == pytest.approx(0.5 + 3 * 0.1 + 0.2)
+    assert picture_work(MODEL, "64x64", 8, 2) == pytest.approx(0.5 + 8 * 0.1 + 3 * 0.2)
+    assert picture_alone(MODEL, "64x64", 3, 1) == pytest.approx(0.5 + 3 * 0.4 + 2 * 0.25)
+
+
+def test_work_is_bounded_and_not_requests():
+    for plan, seconds, count in [
+        (PLAN, 1.0, 10),
+        (replace(PLAN, steps=8, partials=2), 1.9, 5),
+        (replace(PLAN, seeds=(1, 2, 3)), 3.0, 3),
+    ]:
+        admission = Admission(queue_seconds=10.1)
+        for _ in range(count):
+            admission.admit(plan, None)
+        assert admission.wait == pytest.approx(count * seconds)
+        assert refusal(admission, plan).status == 429
+
+
+def test_the_refusal_says_when_there_is_room():
+    admission = Admission(queue_seconds=2.5)
+    tickets = [admission.admit(PLAN, None) for _ in range(2)]
+    error = refusal(admission, PLAN)
+    assert error.headers == {"retry-after-ms": "500", "retry-after": "1"}
+    assert error.code == "queue_full"
+    tickets[0].picture_done()
+    admission.admit(PLAN, None)
+
+
+def test_a_request_larger_than_the_line_is_taken_when_nobody_waits():
+    admission = Admission(queue_seconds=2.5)
+    large = replace(PLAN, seeds=(1, 2, 3, 4))
+    with admission.admit(large, None):
+        assert refusal(admission, PLAN).code == "queue_full"
+    admission.admit(large, None)
+
+
+def test_leaving_gives_up_what_was_not_made():
+    admission = Admission(queue_seconds=10.0)
+    with admission.admit(replace(PLAN, seeds=(1, 2, 3)), None) as ticket:
+        assert admission.wait == pytest.approx(3.0)
+        ticket.picture_done()
+        assert admission.wait == pytest.approx(2.0)
+        ticket.close()
+    assert (admission.wait, admission.pictures) == (0.0, 0)
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_once():
+    admission = Admission(queue_seconds=10.0)
+    # Alone it takes 0.5 + 3 * 0.4 + 0.25 = 1.95 s.
+    short = refusal(admission, PLAN, allowed=1.9)
+    assert (short.status, short.code) == (400, "deadline_too_short")
+    admission.admit(PLAN, allowed=2.0)
+    late = refusal(admission, PLAN, allowed=2.0)  # 1 s of work is before it
+    assert (late.status, late.code) == (429, "deadline_cannot_be_met")
+    assert int(late.headers["retry-after-ms"]) in (950, 951)
+    admission.admit(PLAN, allowed=3.0)
+
+
+def test_a_slow_machine_makes_the_wait_longer():
+    pace = Pace()
+    assert pace.seconds_per_work == 1.0
+    for _ in range(40):
+        pace.finished(0.005)
+        time.sleep(0.02)
+    assert 1.2 < pace.seconds_per_work < 6.0
+    before = pace.seconds_per_work
+    pace.interrupted()
+    time.sleep(0.2)
+    pace.finished(0.005)
+    assert pace.seconds_per_work == before
+
+
+def test_time_without_a_crowd_says_nothing_of_the_pace():
+    admission = Admission(queue_seconds=100.0)
+    with admission.admit(replace(PLAN, seeds=tuple(range(CROWD + 2))), None) as ticket:
+        ticket.picture_done()
+        time.sleep(0.05)
+    # All others were given up: what comes later is measured anew.
+    with admission.admit(replace(PLAN, seeds=(1, 2)), None) as ticket:
+        time.sleep(0.05)
+        ticket.picture_done()
+        time.sleep(0.05)
+        ticket.picture_done()
+    with admission.admit(PLAN, None):
+        assert admission.wait == pytest.approx(1.0)
+
+
+@pytest.fixture(scope="module")
+def narrow(start, server):
+    """A gateway that lets next to nothing wait."""
+    gateway = start("--triton", server.triton_address(), "--queue-seconds", "0.001")
+    gateway.wait_ready()
+    yield gateway
+    assert gateway.interrupt() == 0
+
+
+def test_a_crowd_is_answered_or_told_when_to_come_back(narrow):
+    def ask(seed):
+        return narrow.generate(prompt="a fox", seed=seed, n=4, num_inference_steps=16)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, range(24)))
+    statuses = {answer.status_code for answer in answers}
+    assert statuses == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.json()["error"]["code"] == "queue_full"
+            assert answer.json()["error"]["type"] == "rate_limit_error"
+            assert 1 <= int(answer.headers["retry-after-ms"]) < 60_000
+    shed = narrow.metric("cdm_serve_shed_total", reason="queue_full")
+    assert shed == sum(answer.status_code == 429 for answer in answers)
+    assert narrow.metric("cdm_serve_pictures_in_flight") == 0
+
+
+def test_the_openai_client_comes_back_when_it_is_told_to(narrow):
+    def ask(seed):
+        with openai.OpenAI(base_url=f"{narrow.url}/v1", api_key="x", max_retries=20) as client:
+            return client.images.generate(prompt="a fox", n=2, extra_body={"seed": seed}).data
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [len(data) for data in pool.map(ask, range(8))] == [2] * 8
+
+
+def test_a_deadline_on_a_real_server(server):
+    def ask(milliseconds, **fields):
+        return server.http.post(
+            "/v1/images/generations",
+            json={"prompt": "a fox", **fields},
+            headers={"x-request-timeout-ms": milliseconds},
+        )
+
+    assert ask("60000").status_code == 200
+    short = ask("0.01")
+    assert (short.status_code, short.json()["error"]["code"]) == (400, "deadline_too_short")
+    wrong = ask("soon")
+    assert wrong.json()["error"]["param"] == "x-request-timeout-ms"

@@ -1,0 +1,91 @@
+"""The model's process is killed while pictures are being made."""
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+JOBS = [("a fox", seed, 16, "96x64") for seed in range(24)]
+
+
+@pytest.fixture(scope="module")
+def own(start):
+    server = start("--heartbeat-seconds", "0.5", "--retry-seconds", "120")
+    server.wait_ready()
+    return server
+
+
+def kill_model(server):
+    (stub,) = [pid for pid, name in server.descendants().items() if name == "triton_python_b"]
+    os.kill(stub, signal.SIGKILL)
+
+
+def test_every_picture_is_made_once_more_and_is_the_same(own, server):
+    wanted = [server.picture(*job) for job in JOBS]
+    with ThreadPoolExecutor(8) as pool:
+        pictures = [pool.submit(own.picture, *job) for job in JOBS]
+        while not pictures[0].done():
+            time.sleep(0.001)
+        kill_model(own)
+        # A request that came between the death and its discovery is retried as well; one that
+        # came while nothing was ready was told so, and is not what this test is about.
+        made = [future.exception() or future.result() for future in pictures]
+    answered = [k for k, picture in enumerate(made) if isinstance(picture, bytes)]
+    assert [made[k] for k in answered] == [wanted[k] for k in answered]
+    for k in set(range(len(JOBS))) - set(answered):
+        assert '"not_ready"' in str(made[k])
+    assert own.metric("cdm_serve_retried_total") > 0
+    assert len(answered) > own.metric("cdm_serve_retried_total") > 0
+    own.wait_ready()
+    assert own.metric("cdm_serve_restarts_total") == 1
+    assert own.metric("cdm_serve_pictures_in_flight") == 0
+
+
+def test_a_stream_goes_on_where_it_was(own, server):
+    fields = {
+        "prompt": "a fox",
+        "seed": 3,
+        "num_inference_steps": 16,
+        "n": 10,
+        "size": "96x64",
+        "stream": True,
+        "partial_images": 3,
+    }
+
+    def events(host, disturb):
+        lines = []
+        with host.http.stream("POST", "/v1/images/generations", json=fields) as response:
+            for line in response.iter_lines():
+                if disturb and not lines:
+                    kill_model(host)
+                    disturb = False
+                if line.startswith("event: "):
+                    lines.append(line)
+        return lines
+
+    disturbed = events(own, True)
+    assert sorted(disturbed) == sorted(events(server, False))
+    assert len(disturbed) == 40
+    own.wait_ready()
+
+
+def test_what_does_not_come_back_in_time_is_one_clear_503(start):
+    server = start("--retry-seconds", "0.05", "--heartbeat-seconds", "0.5")
+    server.wait_ready()
+    with ThreadPoolExecutor(8) as pool:
+        fields = {"prompt": "a fox", "num_inference_steps": 16, "n": 10, "size": "96x64"}
+        running = [pool.submit(server.generate, **fields) for _ in range(8)]
+        time.sleep(0.1)
+        kill_model(server)
+        answers = [future.result() for future in running]
+    assert {answer.status_code for answer in answers} <= {200, 503}
+    lost = [answer for answer in answers if answer.status_code == 503]
+    assert lost
+    for answer in lost:
+        assert answer.json()["error"]["code"] == "not_ready"
+        assert answer.headers["retry-after"] == "1"
+    server.wait_ready()
+    assert server.generate(prompt="a fox").status_code == 200
+    assert server.interrupt() == 0
