@@ -5,6 +5,7 @@ engine measured at start. So the line in front of the engine is bounded in secon
 requests, and what is said about waiting holds.
 """
 
+import time
 from types import TracebackType
 
 from cdm_serve.api.errors import ApiError
@@ -68,6 +69,7 @@ class Admission:
         self.queue_seconds = queue_seconds
         self.pictures = 0
         self._work = 0.0
+        self._promised = 0.0
         self._pace = Pace()
 
     @property
@@ -89,9 +91,10 @@ class Admission:
         room = self.queue_seconds if self._work else max(self.queue_seconds, count * work * pace)
         over = self.wait + count * work * pace - room
         if over > 0:
+            seconds = self._promise(over, count * work * pace)
             raise too_much(
-                f"the line is full: {self.wait:.1f} s of work wait; try again in {over:.1f} s",
-                over,
+                f"the line is full: {self.wait:.1f} s of work wait; try again in {seconds:.1f} s",
+                seconds,
                 "queue_full",
             )
         needed = max(alone, count * work) * max(1.0, pace)
@@ -109,6 +112,17 @@ class Admission:
                 "deadline_cannot_be_met",
             )
         return Ticket(self, count, work)
+
+    def _promise(self, over: float, cost: float) -> float:
+        """Seconds after which to come back: behind those who were told so before.
+
+        All at once they would find room for one. Some never come, so it is not more than one full
+        line later than room for this request alone.
+        """
+        now = time.monotonic()
+        turn = min(max(now + over, self._promised), now + over + self.queue_seconds)
+        self._promised = turn + cost
+        return turn - now
 
     def add(self, pictures: int, work: float) -> None:
         """Count pictures in, or out when they are given up."""

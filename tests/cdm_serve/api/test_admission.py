@@ -85,6 +85,14 @@ def test_the_refusal_says_when_there_is_room():
     admission.admit(PLAN, None)
 
 
+def test_not_everyone_is_told_to_come_at_once():
+    admission = Admission(queue_seconds=2.5)
+    admission.admit(replace(PLAN, seeds=(1, 2)), None)
+    times = [int(refusal(admission, PLAN).headers["retry-after-ms"]) for _ in range(6)]
+    # Room for one is there after 0.5 s, and each takes 1 s; no promise is a line longer than that.
+    assert times == pytest.approx([500, 1500, 2500, 3000, 3000, 3000], abs=20)
+
+
 def test_a_request_larger_than_the_line_is_taken_when_nobody_waits():
     admission = Admission(queue_seconds=2.5)
     large = replace(PLAN, seeds=(1, 2, 3, 4))
