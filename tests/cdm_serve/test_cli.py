@@ -1,5 +1,6 @@
 """A server that cannot start says why in one line and exits with 2."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -8,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from cdm_serve.cli import _listen
+from cdm_serve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +40,31 @@ def test_a_port_in_use(tmp_path):
         line = refusal(run("--port", port, "--model-repository", tmp_path))
     assert f"127.0.0.1:{port}" in line
     assert "--port" in line
+
+
+def test_answers_are_not_held_back():
+    """asyncio sets TCP_NODELAY only where the socket says that it is TCP."""
+    with _listen(Settings(port=0)) as listener:
+        listener.listen()
+
+        async def accepted():
+            port = listener.getsockname()[1]
+            done = asyncio.get_running_loop().create_future()
+
+            async def serve(reader, writer):
+                peer = writer.get_extra_info("socket")
+                done.set_result(peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+                writer.close()
+
+            async with await asyncio.start_server(serve, sock=listener):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                try:
+                    return await done
+                finally:
+                    writer.close()
+                    await writer.wait_closed()
+
+        assert asyncio.run(accepted())
 
 
 def test_no_repository(tmp_path):

@@ -42,13 +42,16 @@ def test_a_signal_finishes_what_is_in_flight_and_leaves_nothing(start, number):
     with ThreadPoolExecutor(4) as pool:
         running = [
             pool.submit(server.generate, prompt="a fox", n=10, num_inference_steps=16)
-            for _ in range(4)
+            for _ in range(3)
         ]
+        fields = {"prompt": "a fox", "n": 10, "num_inference_steps": 16, "stream": True}
+        running.append(pool.submit(server.generate, **fields, partial_images=3))
         time.sleep(0.2)
         code = server.interrupt(number)
         answers = [future.result() for future in running]
     assert code == 0
     assert [answer.status_code for answer in answers] == [200] * 4
+    assert answers[3].text.count("event: image_generation.completed") == 10
     assert not survivors(processes, 0)
     assert segments() <= before
     assert not list(server.output.parent.glob("cdm-serve-*"))
