@@ -12,10 +12,12 @@ from cdm_serve.api.encode import encode_image
 from cdm_serve.api.plan import Plan
 from cdm_serve.api.watch import Watch
 from cdm_serve.engine.job import Job, Partial, Picture, Pixels
-from cdm_serve.triton.client import TritonLost
+from cdm_serve.triton.client import TritonError, TritonLost
 from cdm_serve.triton.supervisor import Supervisor
 
 POLL_SECONDS = 0.05
+# The last step may end, and the picture be decoded, after the deadline before which it began.
+GRACE_SECONDS = 1.0
 
 Event = PartialMade | Made
 
@@ -41,7 +43,7 @@ class Studio:
         events: asyncio.Queue[PartialMade | asyncio.Task[Made]] = asyncio.Queue()
         with ticket:
             tasks = [
-                asyncio.create_task(self._picture(plan, number, ticket, events.put_nowait))
+                asyncio.create_task(self._in_time(plan, number, ticket, events.put_nowait))
                 for number in range(len(plan.seeds))
             ]
             for task in tasks:
@@ -59,6 +61,17 @@ class Studio:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _in_time(
+        self, plan: Plan, number: int, ticket: Ticket, emit: Callable[[PartialMade], None]
+    ) -> Made:
+        """The engine keeps deadlines itself; this is for one that does not answer at all."""
+        seconds = None if plan.deadline is None else plan.deadline - time.time() + GRACE_SECONDS
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._picture(plan, number, ticket, emit)
+        except TimeoutError:
+            raise TritonError("the model does not answer", "expired") from None
 
     async def _picture(
         self, plan: Plan, number: int, ticket: Ticket, emit: Callable[[PartialMade], None]

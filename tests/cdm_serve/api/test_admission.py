@@ -1,5 +1,7 @@
 """The line against arithmetic by hand; and on a real server."""
 
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -201,3 +203,22 @@ def test_a_deadline_on_a_real_server(server):
     assert (short.status_code, short.json()["error"]["code"]) == (400, "deadline_too_short")
     wrong = ask("soon")
     assert wrong.json()["error"]["param"] == "x-request-timeout-ms"
+
+
+def test_a_deadline_that_passes_is_an_answer_all_the_same(server):
+    """The model sleeps past the deadline; Triton would take a longer sleep for its death."""
+    (model,) = [pid for pid, name in server.descendants().items() if name == "triton_python_b"]
+    fields = {"prompt": "a fox", "num_inference_steps": 1}
+    headers = {"x-request-timeout-ms": "100"}
+    with ThreadPoolExecutor(1) as pool:
+        os.kill(model, signal.SIGSTOP)
+        route = "/v1/images/generations"
+        running = pool.submit(server.http.post, route, json=fields, headers=headers)
+        time.sleep(0.15)
+        os.kill(model, signal.SIGCONT)
+        answer = running.result()
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    assert answer.headers["x-should-retry"] == "false"
+    assert server.metric("cdm_engine_expired_total", model="tiny") > 0
+    server.picture("a fox", 1, 1)

@@ -133,9 +133,10 @@ def test_seeds_prompts_and_steps_make_different_pictures(server):
 
 def test_a_crowd_gets_the_bytes_that_each_gets_alone(server):
     draw = random.Random(0)
+    prompts = ["a fox", "an owl", *(f"{number} boats" for number in range(20))]
     jobs = [
-        (draw.choice(["a fox", "an owl"]), draw.randrange(99), draw.choice([1, 2, 4, 8]), size)
-        for size in ("64x64", "96x64") * 16
+        (draw.choice(prompts), draw.randrange(2**40), draw.randint(1, 16), size)
+        for size in ("64x64", "96x64") * 100
     ]
     alone = [server.picture(*job) for job in jobs]
     with ThreadPoolExecutor(16) as pool:

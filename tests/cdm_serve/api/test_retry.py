@@ -5,6 +5,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import openai
 import pytest
 
 JOBS = [("a fox", seed, 16, "96x64") for seed in range(24)]
@@ -17,9 +18,13 @@ def own(start):
     return server
 
 
-def kill_model(server):
+def model_pid(server):
     (stub,) = [pid for pid, name in server.descendants().items() if name == "triton_python_b"]
-    os.kill(stub, signal.SIGKILL)
+    return stub
+
+
+def kill_model(server):
+    os.kill(model_pid(server), signal.SIGKILL)
 
 
 def test_every_picture_is_made_once_more_and_is_the_same(own, server):
@@ -71,6 +76,22 @@ def test_a_stream_goes_on_where_it_was(own, server):
     own.wait_ready()
 
 
+def test_a_model_that_hangs_cannot_hold_a_request_beyond_its_deadline(start):
+    server = start("--heartbeat-timeout", "60", "--drain-seconds", "1")
+    server.wait_ready()
+    os.kill(model_pid(server), signal.SIGSTOP)
+    begin = time.monotonic()
+    answer = server.http.post(
+        "/v1/images/generations",
+        json={"prompt": "a fox"},
+        headers={"x-request-timeout-ms": "1000"},
+    )
+    assert answer.status_code == 504
+    assert answer.json()["error"]["code"] == "deadline_exceeded"
+    assert time.monotonic() - begin < 10
+    assert server.interrupt() == 0
+
+
 def test_what_does_not_come_back_in_time_is_one_clear_503(start):
     server = start("--retry-seconds", "0.05", "--heartbeat-seconds", "0.5")
     server.wait_ready()
@@ -86,6 +107,17 @@ def test_what_does_not_come_back_in_time_is_one_clear_503(start):
     for answer in lost:
         assert answer.json()["error"]["code"] == "not_ready"
         assert answer.headers["retry-after"] == "1"
+    server.wait_ready()
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+        extra = {key: fields[key] for key in ("num_inference_steps",)}
+        events = client.images.generate(
+            prompt="a fox", n=10, size="96x64", stream=True, partial_images=3, extra_body=extra
+        )
+        kinds = [next(iter(events)).type]
+        kill_model(server)
+        with pytest.raises(openai.APIError, match=r"restart|ended|broke"):
+            kinds += [event.type for event in events]
+        assert kinds.count("image_generation.completed") < 10
     server.wait_ready()
     assert server.generate(prompt="a fox").status_code == 200
     assert server.interrupt() == 0
