@@ -8,10 +8,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-from cdm_serve.api.png import encode_png
+from PIL.PngImagePlugin import PngInfo
 
 OutputFormat = Literal["png", "jpeg", "webp"]
+
+# Milliseconds and kilobytes of one picture on one core (AMD EPYC), by Pillow's settings:
+#
+#                          default       level 1     level 1, runs only
+#   emoji, 128 x 128      0.3,    3     0.2,    3     0.2,    4
+#   emoji, 512 x 512       24,  136     9.7,  167     8.8,  141
+#   noisy, 512 x 512       61,  416      22,  480      17,  415
+#   noisy, 1024 x 1024    258, 1638      99, 1896      72, 1635
+#
+# A writer of our own (one filter for all rows, in numpy) took 49 ms for the last: not worth it.
+PNG_LEVEL = 1
+PNG_RUNS_ONLY = 3  # zlib's Z_RLE
 
 EXIF_IMAGE_DESCRIPTION = 0x010E
 
@@ -24,12 +35,17 @@ def encode_image(
     ``facts`` are text chunks of a png, and one JSON object in a jpeg's comment or in the image
     description of a webp's EXIF. Equal arguments give equal bytes.
     """
-    if output_format == "png":
-        return encode_png(pixels, facts)
     image = Image.fromarray(pixels)
     buffer = io.BytesIO()
     text = json.dumps(dict(facts))
-    if output_format == "jpeg":
+    if output_format == "png":
+        chunks = PngInfo()
+        for name, value in facts.items():
+            chunks.add_text(name, value)
+        image.save(
+            buffer, "PNG", pnginfo=chunks, compress_level=PNG_LEVEL, compress_type=PNG_RUNS_ONLY
+        )
+    elif output_format == "jpeg":
         image.save(buffer, "JPEG", quality=quality, comment=text)
     else:
         exif = Image.Exif()
