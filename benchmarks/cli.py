@@ -1,8 +1,10 @@
-"""``cdm-bench``: measure an image server."""
+"""``cdm-bench``: measure an image server, and a distillation."""
 
 import argparse
 import asyncio
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -10,12 +12,24 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.errors import BenchError
+from benchmarks.files import write_whole
 from benchmarks.load import Load, LoadResult, run_load
+from benchmarks.variants import VARIANTS
+from distill.errors import DistillError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0, or 2 when the server cannot be measured."""
+    """Return 0, or 2 when the user can mend what is wrong."""
     arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments, Console())
+    except (BenchError, DistillError) as error:
+        print(f"cdm-bench: error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _load(arguments: argparse.Namespace, console: Console) -> int:
     load = Load(
         url=arguments.url,
         requests=arguments.requests,
@@ -23,34 +37,41 @@ def main(argv: list[str] | None = None) -> int:
         steps=arguments.steps,
         model=arguments.model,
     )
-    console = Console()
-    try:
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("requests", total=load.requests)
-            result = asyncio.run(run_load(load, lambda: progress.advance(task)))
-    except BenchError as error:
-        print(f"cdm-bench: error: {error}", file=sys.stderr)
-        return 2
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("requests", total=load.requests)
+        result = asyncio.run(run_load(load, lambda: progress.advance(task)))
     console.print(_table(result))
     if arguments.out:
-        try:
-            _write(result, arguments.out)
-        except OSError as error:
-            print(f"cdm-bench: error: cannot write {arguments.out}: {error}", file=sys.stderr)
-            return 2
+        write_whole(arguments.out, result.json())
     return 0
 
 
-def _write(result: LoadResult, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(result.json(), encoding="utf-8")
-    temporary.replace(path)
+def _training(command: str) -> Callable[[argparse.Namespace, Console], int]:
+    """A command that needs torch, imported when it runs."""
+
+    def run(arguments: argparse.Namespace, console: Console) -> int:
+        # Read while they are imported; what they warn of is not needed here.
+        for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+            os.environ.setdefault(library, "error")
+        try:
+            from benchmarks import training
+        except ModuleNotFoundError as error:
+            raise BenchError(f"{error.name} is missing: pip install 'cdm-serve[distill]'") from None
+        code: int = getattr(training, command)(arguments, console)
+        return code
+
+    return run
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
+    return int(text)
+
+
+def _several(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 2")
     return int(text)
 
 
@@ -64,6 +85,32 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--steps", type=_positive, help="num_inference_steps (server's default)")
     load.add_argument("--model", help="a name from /v1/models (server's default)")
     load.add_argument("--out", type=Path, metavar="FILE.json")
+    load.set_defaults(run=_load)
+
+    distill = commands.add_parser("distill", help="a student update against the released form")
+    distill.add_argument("--n-max", type=_positive, default=28)
+    distill.add_argument("--batch", type=_positive, default=16)
+    distill.add_argument("--updates", type=_several, default=500, help="counted, of each form")
+    distill.add_argument("--pairs", type=_several, default=30, help="timed, of each form")
+    distill.add_argument("--out", type=Path, metavar="FILE.json")
+    distill.set_defaults(run=_training("distill"))
+
+    ablation = commands.add_parser("ablation", help="the method's parts on the emoji teacher")
+    ablation.add_argument("--folder", type=Path, default=Path("runs/ablation"))
+    ablation.add_argument("--updates", type=_positive, help="of each variant (the recipe's)")
+    ablation.add_argument("--batch", type=_positive, help="(the recipe's)")
+    ablation.add_argument("--n-max", type=_positive, help="(the recipe's)")
+    ablation.add_argument("--only", nargs="+", default=list(VARIANTS), metavar="VARIANT")
+    ablation.add_argument("--judge", type=Path, default=Path("models/emoji-judge"))
+    ablation.add_argument("--pictures", type=_several, default=200, help="at each number of steps")
+    ablation.add_argument("--subjects", type=_several, default=48, help="that the teacher knows")
+    ablation.add_argument("--guidance", type=float, default=3.5, help="of the teacher's pictures")
+    ablation.set_defaults(run=_training("ablation"))
+    for command in (distill, ablation):
+        command.add_argument("--recipe", type=Path, default=Path("distill/recipes/emoji.toml"))
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a recipe key"
+        )
     return parser
 
 

@@ -1,0 +1,20 @@
+"""The method, its ablations and its baselines: overrides of one recipe, no code of their own.
+
+Each can be trained by hand: ``cdm-distill RECIPE.toml --set loss.cdm=0 --set schedule.kind=fixed``.
+"""
+
+from __future__ import annotations
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "CDM": (),
+    "D-DMD": ("loss.cdm=0", "schedule.kind=fixed"),
+    "without CDM": ("loss.cdm=0",),
+    "without DM": ("loss.dm=0",),
+    "without CA": ("loss.ca=0",),
+    "CA only": ("loss.dm=0", "loss.cdm=0"),
+    "DM only": ("loss.ca=0", "loss.cdm=0"),
+    "CDM only": ("loss.ca=0", "loss.dm=0"),
+    "fixed schedule": ("schedule.kind=fixed",),
+    "without extrapolation": ("loss.off_trajectory=none",),
+    "Gaussian perturbation": ("loss.off_trajectory=noise",),
+}

@@ -1,0 +1,91 @@
+"""Two updates of two variants of a tiny teacher, through the whole command."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pipelines import PROMPTS, tiny_sd3
+
+from benchmarks.ablation import STEPS, accuracy
+from benchmarks.cli import main
+from benchmarks.variants import VARIANTS
+from distill.recipe_file import read_recipe
+
+RECIPE = Path("distill/recipes/emoji.toml")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ablation")
+    tiny_sd3(folder / "teacher")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    path = folder / "recipe.toml"
+    path.write_text(
+        f'teacher = "{folder}/teacher"\noutput = "{folder}/student"\n'
+        f'prompts = "{folder}/prompts.txt"\nheight = 64\nwidth = 64\nmax_sequence_length = 0\n'
+    )
+    return path
+
+
+def command(recipe: Path, folder: Path, *more: str) -> list[str]:
+    return [
+        *("ablation", "--recipe", str(recipe), "--folder", str(folder)),
+        *("--updates", "2", "--batch", "2", "--n-max", "2", "--pictures", "4"),
+        *("--only", "CDM", "CA only"),
+        *more,
+    ]
+
+
+def test_one_command_trains_judges_and_draws_and_goes_on_where_it_was(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    assert main(command(recipe, folder)) == 0
+    results = json.loads((folder / "ablation.json").read_text())
+    assert list(results["results"]) == ["teacher", "untrained", "CDM", "CA only"]
+    assert results["settings"]["overrides"] == ["updates=2", "batch=2", "schedule.n_max=2"]
+    for name in ("untrained", "CDM", "CA only"):
+        steps = results["results"][name]["steps"]
+        assert list(steps) == [str(n) for n in STEPS]
+        assert all(scores["pictures"] == 4 for scores in steps.values())
+    assert results["results"]["CA only"]["overrides"] == ["loss.dm=0", "loss.cdm=0"]
+    student = json.loads((folder / "CA-only" / "student" / "cdm.json").read_text())
+    assert student["updates"] == 2
+    assert (student["recipe"]["loss"]["ca"], student["recipe"]["loss"]["dm"]) == (1.0, 0.0)
+    assert not list(folder.glob("*/checkpoint-*"))
+    with Image.open(folder / "ablation.png") as picture:
+        assert picture.width > 2 * picture.height
+    assert "CA only" in capsys.readouterr().out
+
+    # What is finished stays as it is; one variant more is trained.
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("*/scores.json")}
+    assert main([*command(recipe, folder), "DM only"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert "DM only" in json.loads((folder / "ablation.json").read_text())["results"]
+
+    assert main(command(recipe, folder, "--set", "loss.alpha=2")) == 2
+    assert "holds results with overrides" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_a_recipe(name: str) -> None:
+    recipe = read_recipe(RECIPE, list(VARIANTS[name]))
+    assert (recipe == read_recipe(RECIPE)) is (name == "CDM")
+
+
+def test_no_two_variants_are_the_same() -> None:
+    recipes = [read_recipe(RECIPE, list(overrides)) for overrides in VARIANTS.values()]
+    assert all(recipes.count(recipe) == 1 for recipe in recipes)
+
+
+def test_refuses_an_unknown_variant(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command(recipe, tmp_path), "GAN"]) == 2
+    assert "unknown variant 'GAN'; known: CDM, D-DMD" in capsys.readouterr().err
+
+
+def test_accuracy_leaves_out_what_was_not_asked() -> None:
+    rates = {"subject": {"rate": 0.5}, "pair": {"rate": None}, "background": {"rate": 1.0}}
+    assert accuracy({"accuracy": rates}) == 0.75
