@@ -46,7 +46,7 @@ class FixedSamples:
         def guided(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
             both = Condition.cat([condition, null.expand(len(x))])
             with_prompt, without = teacher(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
-            return without + guidance * (with_prompt - without)
+            return self.trainer.adapter.guided(with_prompt, without, guidance)
 
         return self._sample(guided, steps)
 

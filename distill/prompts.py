@@ -16,7 +16,7 @@ from distill.prompt_sources import read_prompts
 
 __all__ = ["PromptStream", "read_prompts"]
 
-_ENCODED_TOGETHER = 32
+_ENCODED_TOGETHER = 8
 
 
 class PromptStream:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill.adapters import Adapter, Condition
-from distill.adapters.loading import _ADAPTERS, _model_index
+from distill.adapters.loading import ADAPTERS, model_index
 from distill.errors import DistillError
 
 
@@ -19,13 +19,13 @@ def load_skeleton(path_or_name: str, max_sequence_length: int) -> Adapter:
     Raises:
         DistillError: nothing there, no known flow-matching pipeline, a configuration is missing.
     """
-    index = _model_index(path_or_name)
-    if index.get("_class_name") not in _ADAPTERS:
+    index = model_index(path_or_name)
+    if index.get("_class_name") not in ADAPTERS:
         raise DistillError(
             f"{path_or_name} is a {index.get('_class_name')}, not a flow-matching pipeline that "
-            f"can be distilled; known: {', '.join(_ADAPTERS)}"
+            f"can be distilled; known: {', '.join(ADAPTERS)}"
         )
-    pipeline_class, adapter_class = _ADAPTERS[index["_class_name"]]
+    pipeline_class, adapter_class = ADAPTERS[index["_class_name"]]
     entries = {n: e for n, e in index.items() if isinstance(e, list) and len(e) == 2}
     # LongCat's text processor only rewrites prompts.
     absent = {n for n, entry in entries.items() if n == "text_processor" or None in entry}

@@ -34,13 +34,15 @@ def save_student(trainer: Trainer) -> Path:
     recipe = trainer.recipe
     output = Path(recipe.output)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    adapter = load_adapter(recipe.teacher, torch.float16, recipe.max_sequence_length)
+    # Qwen's activations leave float16's range, and LongCat is published in bfloat16.
+    dtype = torch.bfloat16 if trainer.adapter.name == "longcat" else torch.float16
+    adapter = load_adapter(recipe.teacher, dtype, recipe.max_sequence_length)
     if recipe.lora.rank:
         add_lora(adapter.transformer, recipe.lora, recipe.seed)
     with trainer.averaged():  # what is gathered may be the network's own memory
         weights = get_model_state_dict(trainer.student, options=options)
         if trainer.processes.main:
-            adapter.transformer.load_state_dict(weights, strict=False)  # rounds into float16
+            adapter.transformer.load_state_dict(weights, strict=False)  # rounds
     if trainer.processes.main:
         if recipe.lora.rank:
             merge_lora(adapter.transformer)

@@ -16,7 +16,7 @@ from distill.adapters.longcat import LongCatAdapter
 from distill.adapters.sd3 import Sd3Adapter
 from distill.errors import DistillError
 
-_ADAPTERS: dict[str, tuple[Any, type[Sd3Adapter] | type[LongCatAdapter]]] = {
+ADAPTERS: dict[str, tuple[Any, type[Sd3Adapter] | type[LongCatAdapter]]] = {
     "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, Sd3Adapter),
     "LongCatImagePipeline": (LongCatImagePipeline, LongCatAdapter),
 }
@@ -46,14 +46,14 @@ def load_adapter(
     Raises:
         DistillError: nothing there, not a known flow-matching pipeline, incomplete or damaged.
     """
-    index = _model_index(path_or_name)
+    index = model_index(path_or_name)
     class_name = index.get("_class_name")
-    if class_name not in _ADAPTERS:
+    if class_name not in ADAPTERS:
         raise DistillError(
             f"{path_or_name} is a {class_name}, not a flow-matching pipeline this package has an "
-            f"adapter for; known pipelines: {', '.join(_ADAPTERS)}"
+            f"adapter for; known pipelines: {', '.join(ADAPTERS)}"
         )
-    pipeline_class, adapter_class = _ADAPTERS[class_name]
+    pipeline_class, adapter_class = ADAPTERS[class_name]
     present = _components(path_or_name, index, pipeline_class)
     folder = pipeline_folder(path_or_name)
     check_files(folder, present)
@@ -111,7 +111,7 @@ def _expected(pipeline_class: Any) -> list[str]:
     return list(inspect.signature(pipeline_class).parameters)
 
 
-def _model_index(path_or_name: str) -> dict[str, Any]:
+def model_index(path_or_name: str) -> dict[str, Any]:
     """The pipeline's component list, from a local folder or the hub."""
     folder = Path(path_or_name)
     try:
