@@ -1,6 +1,7 @@
 """Make the emoji teacher, and look at what it draws."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,17 @@ def _whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def _positive(text: str) -> float:
+    """An argparse type for a number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m distill.emoji", description=__doc__)
     most = len(SUBJECTS)
@@ -42,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     teacher.add_argument("--folder", type=Path, default=Path("runs/emoji-teacher"))
     teacher.add_argument("--out", type=Path, default=Path("models/emoji-teacher"))
     teacher.add_argument("--subjects", type=subjects, default=most, help="the first of the words")
+    teacher.add_argument(
+        "--from", dest="older", type=Path, help="a teacher's folder whose weights to start from"
+    )
     teacher.add_argument("--steps", type=count, default=6000)
     teacher.add_argument("--batch", type=count, default=64)
     teacher.add_argument("--singles", type=count, default=24_000, help="pictures of one subject")
@@ -78,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     gallery.add_argument("--seed", type=int, default=0)
     gallery.add_argument("--out", type=Path, default=Path("docs/gallery.png"))
 
+    for command in (vae, teacher):
+        command.add_argument("--rate", type=_positive, default=1e-3, help="the learning rate")
+    for command in (vae, teacher, judge):
+        command.add_argument(
+            "--minutes", type=_positive, default=math.inf, help="stop there; the same call goes on"
+        )
     for command in (vae, teacher, judge, score, sample, gallery):
         command.add_argument("--threads", type=count, help="CPU threads (default: all cores)")
     return parser

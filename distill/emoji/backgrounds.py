@@ -15,8 +15,8 @@ OVERSAMPLING = 4
 
 def _gradient(size: int, top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image:
     ramp = np.linspace(0, 1, size)[:, None, None]
-    column = (1 - ramp) * np.array(top) + ramp * np.array(bottom)
-    return Image.fromarray(np.repeat(column, size, axis=1).astype(np.uint8))
+    column = ((1 - ramp) * np.array(top) + ramp * np.array(bottom)).astype(np.uint8)
+    return Image.fromarray(np.repeat(column, size, axis=1))
 
 
 def _ground(

@@ -13,9 +13,9 @@ from diffusers import AutoencoderKL
 from distill.adapters import load_adapter
 from distill.emoji.gallery import save_gallery
 from distill.emoji.judge import load_judge, save_judge, train_judge
-from distill.emoji.latents import build_pool
+from distill.emoji.latents import LatentPool, LivePool, latent_pool, live_pool
 from distill.emoji.loop import Plan
-from distill.emoji.processes import join_processes
+from distill.emoji.processes import join_processes, training_device
 from distill.emoji.score import print_scores, save_marked, score_pipeline
 from distill.emoji.sprites import render_sheet
 from distill.emoji.teacher import PREVIEW_PROMPTS, sample, train_teacher
@@ -40,11 +40,12 @@ def _vae(arguments: argparse.Namespace) -> None:
     plan = Plan(
         steps=arguments.steps,
         batch=arguments.batch,
-        learning_rate=1e-3,
+        learning_rate=arguments.rate,
         betas=(0.9, 0.99),
         weight_decay=0.0,
         constant=0.5,
         ema=0.995,
+        minutes=arguments.minutes,
     )
     vae = train_vae(arguments.folder, plan)
     if join_processes()[0] > 0:
@@ -59,20 +60,25 @@ def _teacher(arguments: argparse.Namespace) -> None:
         raise DistillError(
             f"{arguments.vae} holds no autoencoder; train one with python -m distill.emoji vae"
         )
-    vae = AutoencoderKL.from_pretrained(arguments.vae)
+    vae = AutoencoderKL.from_pretrained(arguments.vae).requires_grad_(False).to(training_device())
     vae.register_to_config(_name_or_path="emoji-vae")  # else the folder's name is published
     tokenizer = new_tokenizer()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    pool = build_pool(
-        vae,
-        tokenizer,
-        arguments.subjects,
-        arguments.singles,
-        arguments.pairs,
-        arguments.folder / "pool.safetensors",
+    sizes = arguments.subjects, arguments.singles, arguments.pairs
+    pool: LatentPool | LivePool
+    if vae.device.type == "cpu":
+        pool = latent_pool(vae, tokenizer, *sizes, arguments.folder / "pool.safetensors")
+    else:
+        pool = live_pool(vae, tokenizer, *sizes)
+    plan = Plan(
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=arguments.rate,
+        minutes=arguments.minutes,
     )
-    plan = Plan(steps=arguments.steps, batch=arguments.batch, learning_rate=1e-3)
-    teacher = train_teacher(arguments.folder, plan, vae, pool, pairs=0.4)
+    teacher = train_teacher(
+        arguments.folder, plan, vae, tokenizer, pool, pairs=0.4, older=arguments.older
+    )
     if join_processes()[0] > 0:
         return
     with whole_folder(arguments.out) as temporary:
@@ -87,6 +93,7 @@ def _judge(arguments: argparse.Namespace) -> None:
         weight_decay=0.02,
         constant=0.5,
         ema=0.995,
+        minutes=arguments.minutes,
     )
     judge = train_judge(arguments.folder, plan)
     facts = {
@@ -105,7 +112,7 @@ def _judge(arguments: argparse.Namespace) -> None:
 
 
 def _pipeline(folder: Path) -> "StableDiffusion3Pipeline":
-    pipeline = load_adapter(str(folder), max_sequence_length=0).pipeline
+    pipeline = load_adapter(str(folder), max_sequence_length=0).pipeline.to(training_device())
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

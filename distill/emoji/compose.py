@@ -1,15 +1,11 @@
-"""Draw a random picture together with its caption."""
+"""Draw at random what a picture shows, together with its caption."""
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from distill.emoji.backgrounds import background
-from distill.emoji.sprites import sprite
 from distill.emoji.vocabulary import (
     COLORS,
     PAIR_SIZE,
@@ -25,8 +21,7 @@ CANVAS = 64
 # One in so many combinations is never trained on: what is made of it was composed, not remembered.
 HELD_OUT_PART = 20
 BACKGROUNDS = (*COLORS, *SCENES)
-_MARGIN = 2
-_JITTER = 1
+_SIZES, _POSITIONS, _RELATIONS = tuple(SIZES), tuple(POSITIONS), tuple(RELATIONS)
 
 
 @dataclass(frozen=True)
@@ -77,36 +72,17 @@ def draw_composition(
     rng: np.random.Generator, subjects: int, pairs: float, held_out: bool = False
 ) -> Composition:
     """Draw a composition from the first ``subjects`` words; a share of ``pairs`` holds two."""
+
+    def one_of(words: Sequence[str]) -> str:
+        return words[rng.integers(len(words))]
+
     while True:
-        place = str(rng.choice(BACKGROUNDS))
+        place = one_of(BACKGROUNDS)
         if rng.random() < pairs:
             first, second = rng.choice(subjects, 2, replace=False).tolist()
-            drawn = pair(first, str(rng.choice(list(RELATIONS))), second, place)
+            drawn = pair(first, one_of(_RELATIONS), second, place)
         else:
-            size, position = str(rng.choice(list(SIZES))), str(rng.choice(list(POSITIONS)))
+            size, position = one_of(_SIZES), one_of(_POSITIONS)
             drawn = single(int(rng.integers(subjects)), size, position, place)
         if drawn.held_out == held_out:
             return drawn
-
-
-def render(composition: Composition, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Draw the picture, ``(64, 64, 3)`` uint8; ``rng`` moves what the caption leaves open."""
-    canvas = background(composition.background, CANVAS, rng)
-    for placed in composition.placed:
-        reach = (CANVAS - placed.size) // 2 - _MARGIN
-        jitter = rng.integers(-_JITTER, _JITTER + 1, 2)
-        left, top = (
-            (CANVAS - placed.size) // 2 + reach * direction + int(shift)
-            for direction, shift in zip(placed.direction, jitter, strict=True)
-        )
-        pixels = sprite(placed.subject, placed.size)
-        area = canvas[top : top + placed.size, left : left + placed.size]
-        area *= 1 - pixels[..., 3:]
-        area += pixels[..., :3]
-    # Lanczos resizing overshoots a little, so the sum may pass 1.
-    return (canvas.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def from_pixels(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """Turn ``(B, 64, 64, 3)`` uint8 into ``(B, 3, 64, 64)`` float32 in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)

@@ -18,10 +18,11 @@ from distill.emoji.compose import BACKGROUNDS, CANVAS, Composition, Placed
 from distill.emoji.sprites import sprite
 from distill.emoji.vocabulary import COLORS, PAIR_SIZE, SIZES, SUBJECTS
 
+_CPU = torch.device("cpu")
 _MARGIN = 2
 _JITTER = 1
 # Drawings of a scene to choose from; stars and waves differ from one to the next.
-_VARIANTS = 128
+_VARIANTS = 64
 _SPRITE_SIZES = tuple(sorted({*SIZES.values(), PAIR_SIZE}))
 # The largest sprite in a frame of one transparent pixel: what is read beside it is transparent.
 _CELL = max(_SPRITE_SIZES) + 2
@@ -43,7 +44,7 @@ class Layout:
     def __len__(self) -> int:
         return len(self.background)
 
-    def __getitem__(self, rows: Tensor | slice) -> Layout:
+    def __getitem__(self, rows: Tensor) -> Layout:
         return Layout(self.background[rows], self.sprite[rows], self.corner[rows])
 
     def to(self, device: torch.device) -> Layout:
@@ -96,8 +97,8 @@ def _drawings() -> tuple[Tensor, Tensor, Tensor]:
 class Composer:
     """Sprites and backgrounds on a device."""
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+    def __init__(self, device: torch.device = _CPU) -> None:
+        self.device = device
         self._atlas = _sprites().to(self.device)
         self._drawn, self._first, self._count = (part.to(self.device) for part in _drawings())
 
@@ -124,3 +125,23 @@ class Composer:
             canvas = canvas * (1 - drawn[..., 3:]) + drawn[..., :3]
         # Lanczos resizing overshoots a little, so the sum may pass 1.
         return canvas.clamp(0, 1).mul(255).round().div(255).permute(0, 3, 1, 2)
+
+
+class PicturePool:
+    """Compositions drawn once, and composed anew whenever they are asked for."""
+
+    def __init__(self, compositions: Sequence[Composition], device: torch.device) -> None:
+        self._layout = layout_of(compositions).to(device)
+        self._composer = Composer(device)
+
+    def __len__(self) -> int:
+        return len(self._layout)
+
+    def at(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Compose the pictures of ``rows`` ``(B,)``, ``(B, 3, 64, 64)`` in [0, 1]."""
+        return self._composer.compose(self._layout[rows], generator)
+
+
+def drawn(compositions: Sequence[Composition], seed: int) -> Tensor:
+    """Draw one picture of each composition on the CPU, ``(B, 3, 64, 64)`` in [0, 1]."""
+    return Composer().compose(layout_of(compositions), torch.Generator().manual_seed(seed))

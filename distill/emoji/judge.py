@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.emoji.compose import BACKGROUNDS, Composition, draw_composition
-from distill.emoji.composer import Composer, layout_of
+from distill.emoji.composer import PicturePool
 from distill.emoji.loop import Losses, Plan, train
+from distill.emoji.processes import training_device
 from distill.emoji.softening import soften
 from distill.emoji.vocabulary import POSITIONS, SIZES, SUBJECTS
 from distill.errors import DistillError
@@ -106,22 +107,23 @@ def _loss(logits: list[Tensor], right: Tensor) -> Tensor:
 def train_judge(run: Path, plan: Plan, seed: int = 0) -> JudgeNetwork:
     """Train on drawn pictures of the whole vocabulary, softened; return the averaged network."""
     torch.manual_seed(seed)
-    network = JudgeNetwork()
+    device = training_device()
+    network = JudgeNetwork().to(device)
     rng = np.random.default_rng(seed)
-    pool = [draw_composition(rng, len(SUBJECTS), PAIRS) for _ in range(_POOL)]
-    layout, right, composer = layout_of(pool), answers(pool), Composer()
+    compositions = [draw_composition(rng, len(SUBJECTS), PAIRS) for _ in range(_POOL)]
+    pool, right = PicturePool(compositions, device), answers(compositions).to(device)
 
     def loss_at(draw: int, count: int) -> Losses:
-        generator = torch.Generator().manual_seed(seed + draw)
-        rows = torch.randint(len(pool), (count,), generator=generator)
-        pictures = soften(composer.compose(layout[rows], generator), generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        generator = torch.Generator(device).manual_seed(seed + draw)
+        rows = torch.randint(len(pool), (count,), generator=generator, device=device)
+        pictures = soften(pool.at(rows, generator), generator)
+        with torch.autocast(device.type, torch.bfloat16):
             _, logits = network(pictures)
         return {"loss": _loss(logits, right[rows])}
 
     def preview(averaged: nn.Module, path: Path) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        save_grid(soften(composer.compose(layout[:64], generator), generator), path)
+        generator = torch.Generator(device).manual_seed(seed)
+        save_grid(soften(pool.at(torch.arange(64, device=device), generator), generator), path)
 
     averaged = train(plan, network, loss_at, run, preview)
     assert isinstance(averaged, JudgeNetwork)
@@ -138,7 +140,6 @@ def save_judge(judge: JudgeNetwork, folder: Path, facts: Mapping[str, Any]) -> N
     weights = {name: w.half().contiguous() for name, w in judge.state_dict().items()}
     with whole_folder(folder) as temporary:
         save_file(weights, temporary / "model.safetensors")
-        (temporary / "model.safetensors").chmod(0o644)  # safetensors' own mode is private
         text = json.dumps({**facts, "classes": classes}, indent=2)
         (temporary / "judge.json").write_text(f"{text}\n")
 

@@ -2,6 +2,7 @@
 
 Every batch, noise draw and learning rate follows from the step number and the process's rank
 alone, so a checkpoint needs no random states: step 1,000 is the same after a resume as without.
+Between two lines of the log nothing is read back from the device, so a GPU never waits.
 
 On a CPU one process of one thread for each core is faster than one process of several threads:
 ``torchrun --nproc-per-node 2 -m distill.emoji ...``
@@ -29,17 +30,22 @@ from rich.progress import (
 )
 from torch import Tensor, nn
 
-from distill.emoji.processes import join_processes
+from distill.emoji.processes import any_process, join_processes
 from distill.errors import DistillError
 from distill.files import whole_file
 
 Losses = Mapping[str, Tensor]
 LOG_EVERY = 25
+_SAVE_SECONDS = 150
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train; ``ema`` is the decay of the averaged weights (0: none)."""
+    """How long and how fast to train.
+
+    ``ema`` is the decay of the averaged weights (0: none). ``minutes`` limits one call, not the
+    run: it stops there, with a checkpoint from which the next one goes on.
+    """
 
     steps: int
     batch: int
@@ -49,7 +55,7 @@ class Plan:
     warmup: int = 200
     constant: float = 0.6
     ema: float = 0.999
-    save_every: int = 200
+    minutes: float = math.inf
 
     def rate_at(self, step: int) -> float:
         """Return the learning rate: linear warm-up, constant, then a cosine tail to zero."""
@@ -69,8 +75,8 @@ def train(
     """Minimise ``loss_at(draw, count)["loss"]`` over ``module``; return the averaged module.
 
     ``draw`` numbers the batches over all steps and processes, ``count`` is this process's share of
-    the batch. Continues from ``run/checkpoint.pt`` if that exists. Writes ``run/log.jsonl`` and
-    calls ``preview(averaged, path)`` at every checkpoint.
+    the batch. Continues from ``run/checkpoint.pt`` if that exists. Writes ``run/log.jsonl``, and
+    every few minutes a checkpoint and ``preview(averaged, path)``.
 
     Raises:
         DistillError: the loss is not finite; the last checkpoint is left in place.
@@ -89,12 +95,12 @@ def train(
     checkpoint = run / "checkpoint.pt"
     first = 0
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["module"])
         averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
-    started = time.perf_counter()
+    started = saved_at = time.perf_counter()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -120,7 +126,8 @@ def train(
             norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             _average(averaged, module, min(plan.ema, (1 + step) / (10 + step)))
-            if (step + 1) % LOG_EVERY == 0:
+            logged = (step + 1) % LOG_EVERY == 0
+            if logged:
                 speed = (step + 1 - first) * plan.batch / (time.perf_counter() - started)
                 values = {name: round(value.item(), 5) for name, value in losses.items()}
                 if not math.isfinite(values["loss"]):
@@ -133,8 +140,10 @@ def train(
                 log.flush()
                 progress.update(task, rate=speed, description=f"loss {values['loss']:.4f}")
             progress.advance(task)
-            due = (step + 1) % plan.save_every == 0 or step + 1 == plan.steps
-            if due and rank == 0:
+            now = time.perf_counter()
+            over = logged and any_process(now - started > 60 * plan.minutes)
+            last = over or step + 1 == plan.steps
+            if rank == 0 and (last or now - saved_at > _SAVE_SECONDS):
                 state = {
                     "module": module.state_dict(),
                     "averaged": averaged.state_dict(),
@@ -144,13 +153,18 @@ def train(
                 with whole_file(checkpoint) as temporary:
                     torch.save(state, temporary)
                 preview(averaged, run / "preview.png")
+                saved_at = time.perf_counter()
+            if over:
+                console.print(f"{step + 1} of {plan.steps} steps; the same command goes on")
+                break
     return averaged
 
 
 def _one_buffer(module: nn.Module) -> Tensor:
     """Make every gradient a view of one tensor, which is shared between processes at once."""
     parameters = list(module.parameters())
-    gradients = torch.zeros(sum(parameter.numel() for parameter in parameters))
+    count = sum(parameter.numel() for parameter in parameters)
+    gradients = torch.zeros(count, device=parameters[0].device)
     parts = torch.split(gradients, [parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         # The parameter's own strides: the fused optimizer walks both memories in step.

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.emoji.compose import Composition
+from distill.emoji.composer import drawn
 from distill.emoji.judge import JudgeNetwork
 from distill.emoji.teacher import sample
-from distill.emoji.verdict import QUESTIONS, drawn, look, rate, right, score_pictures
+from distill.emoji.verdict import QUESTIONS, look, rate, right, score_pictures
 from distill.pictures import save_grid
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ def sample_all(
 @torch.no_grad()
 def restored(vae: "AutoencoderKL", pictures: Tensor) -> Tensor:
     """Encode and decode pictures in [0, 1]: the best that a generator behind this VAE can show."""
-    parts = [vae(2 * batch - 1).sample / 2 + 0.5 for batch in torch.split(pictures, _BATCH)]
-    return torch.cat(parts).clamp(0, 1)
+    batches = torch.split(2 * pictures.to(vae.device) - 1, _BATCH)
+    decoded = torch.cat([vae(batch).sample for batch in batches])
+    return (decoded / 2 + 0.5).clamp(0, 1).cpu()
 
 
 def score_pipeline(

@@ -5,6 +5,7 @@ regression with logit-normal sigmas, one caption in ten left empty for classifie
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,9 +20,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
-from distill.emoji.latents import LatentPool
+from distill.adapters import load_adapter
+from distill.emoji.latents import LatentPool, LivePool
 from distill.emoji.loop import Losses, Plan, train
-from distill.emoji.text import TEXT_WIDTH, new_text_encoder, new_tokenizer, token_ids
+from distill.emoji.text import TEXT_WIDTH, new_text_encoder, token_ids
+from distill.errors import DistillError
 from distill.pictures import save_grid
 
 LATENT_SHAPE = (8, 16, 16)
@@ -102,41 +105,73 @@ class Teacher(nn.Module):
         return pipeline
 
 
+def warm_start(teacher: Teacher, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Give ``teacher`` an older one's weights, whatever its VAE and number of subjects.
+
+    Raises:
+        DistillError: the folder is no pipeline of this architecture and vocabulary.
+    """
+    older = load_adapter(str(folder), max_sequence_length=0).pipeline
+    if older.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise DistillError(f"{folder} reads captions with another vocabulary; train from the start")
+    for name, part in teacher.named_children():
+        try:
+            part.load_state_dict(getattr(older, name).state_dict())
+        except RuntimeError:
+            raise DistillError(
+                f"{folder} has another {name}; train from the start, without --from"
+            ) from None
+
+
 def _denoise_loss(
     teacher: nn.Module, ids: Tensor, latents: Tensor, generator: torch.Generator
 ) -> Losses:
-    sigma = torch.randn(len(latents), generator=generator).sigmoid()
-    noise = torch.randn(latents.shape, generator=generator)
+    device = latents.device
+    sigma = torch.randn(len(latents), generator=generator, device=device).sigmoid()
+    noise = torch.randn(latents.shape, generator=generator, device=device)
     level = sigma[:, None, None, None]
     # On a CPU the plain form of attention has the faster backward pass at these lengths.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16), attention:
         velocity = teacher(ids, (1 - level) * latents + level * noise, sigma)
     return {"loss": functional.mse_loss(velocity.float(), noise - latents)}
 
 
 def train_teacher(
-    run: Path, plan: Plan, vae: AutoencoderKL, pool: LatentPool, pairs: float, seed: int = 0
+    run: Path,
+    plan: Plan,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    pool: LatentPool | LivePool,
+    pairs: float,
+    older: Path | None = None,
+    seed: int = 0,
 ) -> Teacher:
     """Train on the pool and return the averaged teacher.
 
-    One subject a picture at first; pairs join at 40 % of the steps, with the share ``pairs``.
+    One subject a picture at first; pairs join at 40 % of the steps, with the share ``pairs``. What
+    starts from an ``older`` teacher's pipeline has pairs at once.
     """
     torch.manual_seed(seed)
-    tokenizer = new_tokenizer()
-    empty = token_ids(tokenizer, [""])
+    device = pool.ids.device
+    empty = token_ids(tokenizer, [""]).to(device)
     teacher = Teacher(tokenizer)
+    if older:
+        warm_start(teacher, tokenizer, older)
+    teacher.to(device)
+    pairs_from = 0.0 if older else 0.4
 
     def loss_at(draw: int, count: int) -> Losses:
-        generator = torch.Generator().manual_seed(seed + draw)
-        share = pairs * (draw * count > 0.4 * plan.steps * plan.batch)
-        is_pair = torch.rand(count, generator=generator) < share
-        uniform = torch.rand(count, generator=generator)
+        generator = torch.Generator(device).manual_seed(seed + draw)
+        share = pairs * (draw * count >= pairs_from * plan.steps * plan.batch)
+        is_pair = torch.rand(count, generator=generator, device=device) < share
+        uniform = torch.rand(count, generator=generator, device=device)
         among_singles = (uniform * pool.singles).long()
         among_pairs = pool.singles + (uniform * (len(pool.ids) - pool.singles)).long()
         rows = torch.where(is_pair, among_pairs, among_singles)
-        left_empty = torch.rand(count, generator=generator) < EMPTY_CAPTIONS
+        left_empty = torch.rand(count, generator=generator, device=device) < EMPTY_CAPTIONS
         ids = torch.where(left_empty[:, None], empty, pool.ids[rows])
-        return _denoise_loss(teacher, ids, pool.latents[rows].float(), generator)
+        return _denoise_loss(teacher, ids, pool.at(rows, generator), generator)
 
     def preview(averaged: nn.Module, path: Path) -> None:
         assert isinstance(averaged, Teacher)
@@ -158,7 +193,7 @@ def sample(
 ) -> Tensor:
     """Sample one picture a prompt, ``(B, 3, 64, 64)`` in [0, 1]; picture i has ``seed + i``."""
     generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pipeline.device.type, torch.bfloat16):
         images: Tensor = pipeline(
             list(prompts),
             num_inference_steps=steps,
@@ -168,4 +203,4 @@ def sample(
             generator=generators,
             output_type="pt",
         ).images
-    return images.float()
+    return images.float().cpu()

@@ -8,15 +8,18 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.emoji.compose import draw_composition, from_pixels, render
+from distill.emoji.compose import Composition, draw_composition
+from distill.emoji.composer import PicturePool, drawn
 from distill.emoji.loop import Losses, Plan, train
+from distill.emoji.processes import training_device
 from distill.emoji.vocabulary import SUBJECTS
 from distill.pictures import save_grid
 
 PAIRS = 0.6
 KL_WEIGHT = 3e-5
+_POOL = 20_000
 _HELD_OUT_SEED = 10**6
-_STATISTICS_BATCHES = 8
+_STATISTICS_BATCHES = 4
 
 
 def new_vae() -> AutoencoderKL:
@@ -35,11 +38,14 @@ def new_vae() -> AutoencoderKL:
     )
 
 
+def _draw(seed: int, count: int, held_out: bool = False) -> list[Composition]:
+    rng = np.random.default_rng(seed)
+    return [draw_composition(rng, len(SUBJECTS), PAIRS, held_out) for _ in range(count)]
+
+
 def pictures(seed: int, count: int, held_out: bool = False) -> Tensor:
     """Draw ``count`` pictures of the whole vocabulary, ``(count, 3, 64, 64)`` in [-1, 1]."""
-    rng = np.random.default_rng(seed)
-    drawn = [draw_composition(rng, len(SUBJECTS), PAIRS, held_out) for _ in range(count)]
-    return from_pixels(np.stack([render(composition, rng) for composition in drawn]))
+    return 2 * drawn(_draw(seed, count, held_out), seed) - 1
 
 
 def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,9 +72,9 @@ def _restored(vae: nn.Module, images: Tensor) -> Tensor:
     return restored
 
 
-def reconstruction_psnr(vae: nn.Module, count: int = 256) -> float:
+def reconstruction_psnr(vae: AutoencoderKL, count: int = 256) -> float:
     """Return the mean PSNR in dB over ``count`` held-out pictures."""
-    images = pictures(_HELD_OUT_SEED, count, held_out=True)
+    images = pictures(_HELD_OUT_SEED, count, held_out=True).to(vae.device)
     restored = torch.cat([_restored(vae, batch) for batch in torch.split(images, 32)])
     error = (restored.clamp(-1, 1) - images).div(2).square().mean(dim=(1, 2, 3))
     return float((-10 * error.clamp_min(1e-10).log10()).mean())
@@ -77,24 +83,28 @@ def reconstruction_psnr(vae: nn.Module, count: int = 256) -> float:
 def train_vae(run: Path, plan: Plan, seed: int = 0) -> AutoencoderKL:
     """Train the autoencoder and set its scaling and shift so that latents have unit variance."""
     torch.manual_seed(seed)
-    vae = new_vae().to(memory_format=torch.channels_last)
+    device = training_device()
+    vae = new_vae().to(device, memory_format=torch.channels_last)
+    pool = PicturePool(_draw(seed, _POOL), device)
 
     def loss_at(draw: int, count: int) -> Losses:
-        images = pictures(seed + draw, count)
-        generator = torch.Generator().manual_seed(seed + draw)
-        noise = torch.randn((count, 8, 16, 16), generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        generator = torch.Generator(device).manual_seed(seed + draw)
+        rows = torch.randint(len(pool), (count,), generator=generator, device=device)
+        images = 2 * pool.at(rows, generator) - 1
+        noise = torch.randn((count, 8, 16, 16), generator=generator, device=device)
+        with torch.autocast(device.type, torch.bfloat16):
             return vae_losses(vae, images, noise)
 
     def preview(averaged: nn.Module, path: Path) -> None:
-        images = pictures(_HELD_OUT_SEED, 12, held_out=True)
+        images = pictures(_HELD_OUT_SEED, 12, held_out=True).to(device)
         both = torch.cat([images, _restored(averaged, images)])
         save_grid(both / 2 + 0.5, path, columns=12)
 
     averaged: AutoencoderKL = train(plan, vae, loss_at, run, preview)
     with torch.no_grad():
         batches = [pictures(_HELD_OUT_SEED + 1 + i, 64) for i in range(_STATISTICS_BATCHES)]
-        latents = torch.cat([averaged.encode(batch).latent_dist.mean for batch in batches])
+        means = [averaged.encode(batch.to(device)).latent_dist.mean for batch in batches]
+        latents = torch.cat(means)
     averaged.register_to_config(
         scaling_factor=round(1 / latents.std().item(), 4),
         shift_factor=round(latents.mean().item(), 4),

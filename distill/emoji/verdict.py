@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.emoji.compose import Composition, draw_composition
-from distill.emoji.composer import Composer, layout_of
+from distill.emoji.composer import drawn
 from distill.emoji.judge import JudgeNetwork, answers
 from distill.emoji.softening import soften
 from distill.emoji.vocabulary import POSITIONS, SIZES, SUBJECTS
@@ -90,11 +90,6 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp_min(0).sqrt().sum()
     means = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
     return float(means + a.T.cov().trace() + b.T.cov().trace() - 2 * cross)
-
-
-def drawn(compositions: Sequence[Composition], seed: int) -> Tensor:
-    """Draw the pictures that the captions describe, ``(B, 3, 64, 64)`` in [0, 1]."""
-    return Composer().compose(layout_of(compositions), torch.Generator().manual_seed(seed))
 
 
 def score_pictures(

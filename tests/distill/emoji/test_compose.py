@@ -1,11 +1,21 @@
+from itertools import product
+
 import numpy as np
 import pytest
+import torch
 
-from distill.emoji.compose import CANVAS, draw_composition, pair, render, single
+from distill.emoji.compose import CANVAS, Composition, draw_composition, pair, single
+from distill.emoji.composer import PicturePool, drawn
 from distill.emoji.sprites import sprite
 from distill.emoji.vocabulary import COLORS, RELATIONS, SCENES, SIZES, SUBJECTS, with_article
 
 WORDS = {name: index for index, (name, _) in enumerate(SUBJECTS)}
+
+
+def picture_of(composition: Composition, seed: int = 0) -> np.ndarray:
+    """Levels of 0 to 255, ``(64, 64, 3)``."""
+    pixels = drawn([composition], seed)[0].permute(1, 2, 0).numpy()
+    return (255 * pixels).round().astype(np.uint8)
 
 
 def centre_of_change(picture: np.ndarray, color: tuple[int, int, int]) -> tuple[float, float]:
@@ -40,7 +50,7 @@ def test_the_subject_stands_where_the_caption_says(
     position: str, expected: tuple[float, float]
 ) -> None:
     composition = single(WORDS["heart"], "", position, "navy")
-    found = centre_of_change(render(composition, np.random.default_rng(0)), COLORS["navy"])
+    found = centre_of_change(picture_of(composition), COLORS["navy"])
     assert found == pytest.approx(expected, abs=0.06)
 
 
@@ -48,19 +58,41 @@ def test_the_subject_stands_where_the_caption_says(
 def test_a_pair_stands_in_its_relation(relation: str) -> None:
     """A red heart and a green frog tell the two apart by colour."""
     composition = pair(WORDS["heart"], relation, WORDS["frog"], "white")
-    picture = render(composition, np.random.default_rng(1)).astype(int)
+    picture = picture_of(composition, 1).astype(int)
     red = np.argwhere((picture[..., 0] > 180) & (picture[..., 1] < 100)).mean(axis=0)
     green = np.argwhere((picture[..., 1] > 120) & (picture[..., 0] < 140)).mean(axis=0)
     x, y = RELATIONS[relation]
     assert (red[1] - green[1]) * x + (red[0] - green[0]) * y > 15
 
 
+def test_a_picture_is_its_sprite_laid_over_its_colour() -> None:
+    """Pixel by pixel, at one of the nine places that lie within a pixel of the caption's."""
+    composition = single(WORDS["fox"], "large", "on the left", "teal")
+    pixels = sprite(WORDS["fox"], 46)
+    expected = []
+    for x, y in product((1, 2, 3), (8, 9, 10)):
+        canvas = np.full((CANVAS, CANVAS, 3), COLORS["teal"], dtype=np.float32) / 255
+        area = canvas[y : y + 46, x : x + 46]
+        area[:] = area * (1 - pixels[..., 3:]) + pixels[..., :3]
+        expected.append((255 * canvas.clip(0, 1)).round().astype(np.uint8))
+    for seed in range(6):
+        picture = picture_of(composition, seed)
+        assert any(np.array_equal(picture, other) for other in expected)
+
+
+def test_a_pool_draws_its_rows_whatever_their_order() -> None:
+    compositions = [single(WORDS["owl"], "", "", "red"), single(WORDS["owl"], "", "", "blue")]
+    pool = PicturePool(compositions, torch.device("cpu"))
+    pictures = pool.at(torch.tensor([1, 0, 1]), torch.Generator().manual_seed(0))
+    found = [tuple((255 * picture[:, 0, 0]).round().int().tolist()) for picture in pictures]
+    assert found == [COLORS["blue"], COLORS["red"], COLORS["blue"]]
+
+
 @pytest.mark.parametrize("background", [*COLORS, *SCENES])
 def test_large_sprites_stay_inside_the_canvas_and_the_corners_stay_background(
     background: str,
 ) -> None:
-    rng = np.random.default_rng(2)
-    picture = render(single(WORDS["pizza"], "large", "on the right", background), rng)
+    picture = picture_of(single(WORDS["pizza"], "large", "on the right", background))
     assert picture.shape == (CANVAS, CANVAS, 3)
     if background in COLORS:
         assert tuple(picture[0, 0]) == COLORS[background]

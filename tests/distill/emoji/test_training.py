@@ -1,20 +1,26 @@
 """A few real steps of both trainings, and that a resumed run is the run itself."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from pipelines import tiny_sd3
 from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 from distill.emoji.__main__ import main
-from distill.emoji.latents import build_pool
+from distill.emoji.composer import drawn
+from distill.emoji.latents import draw_pool, latent_pool, live_pool
 from distill.emoji.loop import Plan, train
-from distill.emoji.teacher import sample, train_teacher
+from distill.emoji.teacher import Teacher, sample, train_teacher, warm_start
 from distill.emoji.text import TEXT_LENGTH, new_tokenizer, token_ids
 from distill.emoji.vae import new_vae, train_vae
 from distill.errors import DistillError
+
+MODELS = Path(__file__).parents[3] / "models"
 
 
 def no_preview(averaged: nn.Module, path: Path) -> None:
@@ -27,31 +33,27 @@ def loss_of(module: nn.Linear, draw: int, count: int) -> dict[str, Tensor]:
     return {"loss": (module(x) - x.flip(-1)).square().mean()}
 
 
-def trained(run: Path, stops: list[int]) -> nn.Module:
-    """Train 40 steps, in as many pieces as there are stops."""
-    for stop in stops:
+def trained(run: Path, limits: list[float]) -> nn.Module:
+    """Train 40 steps, in as many calls as there are limits in minutes."""
+    for minutes in limits:
         torch.manual_seed(0)
         module = nn.Linear(3, 3)
-        # The schedule is that of the whole run however often it is stopped.
-        plan = Plan(40, 8, 0.05, warmup=5, save_every=stop)
+        plan = Plan(40, 8, 0.05, warmup=5, minutes=minutes)
 
-        def loss_at(draw: int, count: int, module: nn.Linear = module, stop: int = stop):  # type: ignore[no-untyped-def]
-            if draw == stop:
-                raise KeyboardInterrupt
+        def loss_at(draw: int, count: int, module: nn.Linear = module) -> dict[str, Tensor]:
             return loss_of(module, draw, count)
 
-        try:
-            return train(plan, module, loss_at, run, no_preview)
-        except KeyboardInterrupt:
-            continue
-    raise AssertionError("never finished")
+        averaged = train(plan, module, loss_at, run, no_preview)
+    return averaged
 
 
-def test_a_resumed_run_equals_a_straight_one(tmp_path: Path) -> None:
-    straight = trained(tmp_path / "straight", [40])
-    resumed = trained(tmp_path / "resumed", [15, 40])
-    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+def test_a_run_in_pieces_equals_a_straight_one(tmp_path: Path) -> None:
+    straight = trained(tmp_path / "straight", [math.inf])
+    short = trained(tmp_path / "pieces", [1e-9])
+    pieces = trained(tmp_path / "pieces", [math.inf])
+    for a, b, c in zip(*(m.parameters() for m in (straight, pieces, short)), strict=True):
         assert torch.equal(a, b)
+        assert not torch.equal(a, c)
     rows = [json.loads(line) for line in (tmp_path / "straight/log.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 1.0
 
@@ -66,8 +68,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
         train(Plan(30, 8, 0.05), module, loss_at, tmp_path, no_preview)
 
 
-def test_the_tokenizer_knows_captions_and_takes_anything() -> None:
-    tokenizer = new_tokenizer()
+@pytest.fixture(scope="module")
+def tokenizer() -> CLIPTokenizer:
+    return new_tokenizer()
+
+
+def test_the_tokenizer_knows_captions_and_takes_anything(tokenizer: CLIPTokenizer) -> None:
     assert tokenizer.tokenize("an owl on a purple background") == [
         "an</w>", "owl</w>", "on</w>", "a</w>", "purple</w>", "background</w>",
     ]  # fmt: skip
@@ -76,17 +82,22 @@ def test_the_tokenizer_knows_captions_and_takes_anything() -> None:
     assert int(ids.max()) < len(tokenizer)
 
 
-def test_from_pictures_to_a_pipeline(tmp_path: Path) -> None:
+def test_the_shipped_models_read_with_this_tokenizer(tokenizer: CLIPTokenizer) -> None:
+    shipped = CLIPTokenizer.from_pretrained(MODELS / "emoji-teacher" / "tokenizer")
+    assert shipped.get_vocab() == tokenizer.get_vocab()
+
+
+def test_from_pictures_to_a_pipeline(tmp_path: Path, tokenizer: CLIPTokenizer) -> None:
     """One step of each training gives a pipeline that samples, saves and loads."""
-    vae = train_vae(tmp_path / "vae", Plan(1, 2, 1e-3))
+    vae = train_vae(tmp_path / "vae", Plan(1, 2, 1e-3)).requires_grad_(False)
     assert vae.config.scaling_factor != new_vae().config.scaling_factor
-    tokenizer = new_tokenizer()
-    pool = build_pool(vae, tokenizer, 48, 6, 4, tmp_path / "pool.safetensors")
+    pool = latent_pool(vae, tokenizer, 48, 6, 4, tmp_path / "pool.safetensors")
     assert pool.latents.shape == (10, 8, 16, 16)
     assert pool.latents.float().std().item() == pytest.approx(1, abs=0.25)
-    fewer = build_pool(vae, tokenizer, 48, 3, 2, tmp_path / "pool.safetensors")
+    fewer = latent_pool(vae, tokenizer, 48, 3, 2, tmp_path / "pool.safetensors")
     assert (len(fewer.ids), fewer.singles) == (5, 3)  # another pool, not the cached one
-    teacher = train_teacher(tmp_path / "teacher", Plan(1, 2, 1e-3), vae, pool, pairs=0.5)
+    plan = Plan(1, 2, 1e-3)
+    teacher = train_teacher(tmp_path / "teacher", plan, vae, tokenizer, pool, pairs=0.5)
     pipeline = teacher.pipeline(vae, tokenizer)
     pipeline.save_pretrained(tmp_path / "pipeline")
     loaded = StableDiffusion3Pipeline.from_pretrained(
@@ -95,6 +106,32 @@ def test_from_pictures_to_a_pipeline(tmp_path: Path) -> None:
     loaded.set_progress_bar_config(disable=True)
     ours, theirs = (sample(p, ["a fox"], steps=2) for p in (pipeline, loaded))
     assert torch.equal(ours, theirs)
+
+    newer = Teacher(tokenizer)
+    warm_start(newer, tokenizer, tmp_path / "pipeline")
+    for a, b in zip(newer.parameters(), teacher.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_live_pool_draws_what_its_captions_say(tokenizer: CLIPTokenizer) -> None:
+    """Encoded and decoded again by the shipped autoencoder, a picture is the drawn one."""
+    vae = AutoencoderKL.from_pretrained(MODELS / "emoji-teacher" / "vae", dtype=torch.float32)
+    live = live_pool(vae, tokenizer, 48, 12, 4)
+    compositions = draw_pool(48, 12, 4)
+    rows = torch.arange(16)
+    latents = live.at(rows, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        restored = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+    error = (restored / 2 + 0.5 - drawn(compositions, 3)).square().mean().item()
+    assert -10 * math.log10(error) > 22  # dB; the pictures of two rows are some 8 dB apart
+
+
+def test_a_teacher_of_another_vocabulary_is_no_start(
+    tmp_path: Path, tokenizer: CLIPTokenizer
+) -> None:
+    tiny_sd3(tmp_path)
+    with pytest.raises(DistillError, match="another vocabulary"):
+        warm_start(Teacher(tokenizer), tokenizer, tmp_path)
 
 
 def test_memory_layout_does_not_change_the_training(tmp_path: Path) -> None:
