@@ -1,4 +1,4 @@
-"""``cdm-export STUDENT --to onnx --out model_repository``."""
+"""``cdm-export STUDENT --to onnx|tensorrt --out model_repository``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from export.errors import ExportError, VerificationError
+from export.request import COMPONENTS, Request, parse_components
 from export.sizes import parse_sizes
+from export.tensorrt import Options, check_available
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,29 +30,56 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cdm-export: stopped; nothing was replaced", file=sys.stderr)
         return 130
-    print(f"exported to {folder}")
+    if folder is not None:
+        print(f"exported to {folder}")
     return 0
 
 
-def _export(arguments: argparse.Namespace) -> Path:
-    if arguments.to == "tensorrt":
-        raise ExportError(
-            "--to tensorrt is not in this version, which exports ONNX only; use --to onnx"
-        )
-    sizes = parse_sizes(arguments.sizes) if arguments.sizes is not None else None
+def _export(arguments: argparse.Namespace) -> Path | None:
+    request = _request(arguments)
+    if request.tensorrt is not None and not arguments.dry_run:
+        check_available()  # before any work
     # diffusers and transformers tell of optional packages and show bars of their own otherwise.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     console = Console()
     try:
         with console.status("load torch and diffusers ..."):  # seconds, so not before it is needed
-            from export.exporter import Request, export_onnx
+            from export.dry_run import show
+            from export.exporter import export
     except ModuleNotFoundError as error:
         raise ExportError(
             f"{error.name} is not installed; exporting needs: pip install 'cdm-serve[export]'"
         ) from error
-    request = Request(arguments.student, arguments.out, arguments.name, sizes)
-    return export_onnx(request, console)
+    if arguments.dry_run:
+        show(request, request.tensorrt or Options(), console)
+        return None
+    return export(request, console)
+
+
+def _request(arguments: argparse.Namespace) -> Request:
+    components, sizes = arguments.components, arguments.sizes
+    if arguments.max_batch < 1:
+        raise ExportError(f"--max-batch {arguments.max_batch}: at least one sample makes a batch")
+    if arguments.dry_run and arguments.to != "tensorrt":
+        raise ExportError("--dry-run shows TensorRT engines; use it with --to tensorrt")
+    default = "fp32" if arguments.to == "onnx" else "fp16"
+    options = Options(
+        refit=arguments.refit,
+        version_compatible=arguments.version_compatible,
+        hardware_compatible=arguments.hardware_compatible,
+        timing_cache=arguments.timing_cache,
+    )
+    return Request(
+        student=arguments.student,
+        repository=arguments.out,
+        name=arguments.name,
+        sizes=parse_sizes(sizes) if sizes is not None else None,
+        precision=arguments.precision or default,
+        max_batch=arguments.max_batch,
+        components=parse_components(components) if components is not None else COMPONENTS,
+        tensorrt=options if arguments.to == "tensorrt" else None,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +103,45 @@ def _parser() -> argparse.ArgumentParser:
         metavar="WxH,...",
         help="sizes in pixels to verify and serve, such as 64x64,96x64 (default: the student's)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        help="type of the weights and of the arithmetic (default: fp32, for TensorRT fp16)",
+    )
+    parser.add_argument(
+        "--max-batch",
+        type=int,
+        default=Request.max_batch,
+        metavar="N",
+        help="largest batch to verify and serve (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--components",
+        metavar="NAME,...",
+        help=f"export these alone, not for serving: {', '.join(COMPONENTS)} (default: all)",
+    )
+    _add_tensorrt(parser.add_argument_group("with --to tensorrt"))
     return parser
+
+
+def _add_tensorrt(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dry-run", action="store_true", help="show profiles and trtexec lines, and build nothing"
+    )
+    group.add_argument(
+        "--refit", action="store_true", help="weights can be exchanged in the built engines"
+    )
+    group.add_argument(
+        "--version-compatible", action="store_true", help="later TensorRT versions can load them"
+    )
+    group.add_argument(
+        "--hardware-compatible",
+        action="store_true",
+        help="any GPU from Ampere on can run them, more slowly",
+    )
+    group.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="kernel timings, kept between builds"
+    )
 
 
 if __name__ == "__main__":

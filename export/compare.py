@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,29 @@ MOST_DB = 120.0
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """What a precision may cost.
+
+    Attributes:
+        relative_rms: of float outputs.
+        levels: of 255, the largest difference of any pixel.
+        picture_db: the least PSNR of a whole picture.
+    """
+
+    relative_rms: float
+    levels: float
+    picture_db: float
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """One output of one component at one batch and size.
+    """One output of one component in one runtime at one batch and size.
 
     ``tolerance`` bounds the figure named by ``measure``: ``relative_rms`` for float outputs,
     ``max_abs``, in levels of 255, for pixels.
     """
 
+    runtime: str
     component: str
     output: str
     batch: int
@@ -35,17 +51,36 @@ class Comparison:
         return bool(getattr(self, self.measure) <= self.tolerance)
 
     def __str__(self) -> str:
-        where = f"batch {self.batch}" + (f", {self.size}" if self.size else "")
         return (
-            f"{self.component} ({self.output}) at {where}: {self.measure} "
+            f"{self.component} ({self.output}) {_where(self)}: {self.measure} "
             f"{getattr(self, self.measure):.2g}, tolerance {self.tolerance:.2g}"
         )
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """Whether each sample of a batch has the bits that it has alone."""
+
+    runtime: str
+    component: str
+    batch: int
+    size: str | None
+    identical: bool
+
+    @property
+    def passed(self) -> bool:
+        """The same bits."""
+        return self.identical
+
+    def __str__(self) -> str:
+        return f"{self.component} {_where(self)}: a sample differs from the same sample alone"
 
 
 @dataclass(frozen=True)
 class Picture:
     """A whole picture of one size against diffusers' on the same noise."""
 
+    runtime: str
     size: str
     psnr_db: float
     tolerance_db: float
@@ -57,40 +92,44 @@ class Picture:
 
     def __str__(self) -> str:
         return (
-            f"whole picture at {self.size}: PSNR {self.psnr_db:.1f} dB, "
+            f"whole picture in {self.runtime} at {self.size}: PSNR {self.psnr_db:.1f} dB, "
             f"at least {self.tolerance_db:.0f} dB expected"
         )
 
 
-@dataclass(frozen=True)
-class Verification:
-    """All that was compared for one export."""
+Check = Comparison | Invariance | Picture
 
-    components: tuple[Comparison, ...]
-    pictures: tuple[Picture, ...]
 
-    @property
-    def failures(self) -> list[Comparison | Picture]:
-        """What is beyond its tolerance."""
-        everything: tuple[Comparison | Picture, ...] = (*self.components, *self.pictures)
-        return [each for each in everything if not each.passed]
-
-    def to_json(self) -> dict[str, Any]:
-        """The ``verification`` entry of export.json; the picture is the worst of all sizes."""
-        worst = min(self.pictures, key=lambda picture: picture.psnr_db)
-        return {"components": [asdict(c) for c in self.components], "picture": asdict(worst)}
+def compare(
+    actual: NDArray[Any],
+    expected: NDArray[Any],
+    tolerance: Tolerance,
+    **where: Any,
+) -> Comparison:
+    """Compare one output; pixels (uint8) by their largest difference, others by relative RMS."""
+    pixels = expected.dtype == np.uint8
+    return Comparison(
+        max_abs=max_abs(actual, expected),
+        relative_rms=relative_rms(actual, expected),
+        measure="max_abs" if pixels else "relative_rms",
+        tolerance=tolerance.levels if pixels else tolerance.relative_rms,
+        **where,
+    )
 
 
 def max_abs(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest absolute difference; infinite when the shapes differ."""
-    if actual.shape != expected.shape:
+    """Largest absolute difference; infinite when the shapes differ or a value is not finite."""
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
     return _rounded(np.abs(_difference(actual, expected)).max())
 
 
 def relative_rms(actual: NDArray[Any], expected: NDArray[Any]) -> float:
-    """RMS of the difference over RMS of what was expected; 0 where both are equal."""
-    if actual.shape != expected.shape:
+    """RMS of the difference over RMS of what was expected; 0 where both are equal.
+
+    Infinite when the shapes differ or a value is not finite.
+    """
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
         return float("inf")
     error = float(np.sqrt(np.square(_difference(actual, expected)).mean()))
     scale = float(np.sqrt(np.square(expected.astype(np.float64)).mean()))
@@ -116,3 +155,14 @@ def _difference(actual: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
 def _rounded(value: float) -> float:
     """To four significant digits: more would be noise in export.json."""
     return float(f"{value:.4g}")
+
+
+def _where(check: Comparison | Invariance) -> str:
+    at = f"batch {check.batch}" + (f", {check.size}" if check.size else "")
+    return f"in {check.runtime} at {at}"
+
+
+def as_json(check: Check) -> dict[str, Any]:
+    """All figures of a check, ``null`` for infinite ones, and whether it passed."""
+    figures = {key: None if value == float("inf") else value for key, value in vars(check).items()}
+    return {**figures, "passed": check.passed}

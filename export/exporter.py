@@ -2,77 +2,78 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress
 
-from distill.adapters import Sd3Adapter
-from distill.errors import DistillError
-from export.errors import ExportError, VerificationError
-from export.graphs import Graph, write_onnx
+from export.cases import Cases
+from export.components import graph
+from export.errors import VerificationError
+from export.graphs import write_onnx
 from export.manifest import manifest, write_manifest
+from export.plan import Plan, plan, tokenizers
+from export.profiles import Profile, profiles
 from export.repository import staged
-from export.sizes import Size
+from export.request import Request
 from export.student import Student, load_student
 from export.table import verification_table
-from export.text import text_encoder_graph
-from export.tokenizers import write_tokenizers
-from export.transformer import transformer_graph
-from export.vae import vae_decoder_graph
+from export.tensorrt import Options, build_engine, check_available, stamp
+from export.tensorrt_session import tensorrt_runtime
+from export.tokenizers import read_tokenizers, write_tokenizers
+from export.triton_files import write_triton_files
 from export.verify import verify
 
-TRITON_FILES = Path(__file__).parent / "triton"
-GRAPHS: dict[str, Callable[[Sd3Adapter], AbstractContextManager[Graph]]] = {
-    "text_encoder": text_encoder_graph,
-    "transformer": transformer_graph,
-    "vae_decoder": vae_decoder_graph,
-}
 
-
-@dataclass(frozen=True)
-class Request:
-    """What to export and where to; ``None`` leaves the choice to the student."""
-
-    student: Path
-    repository: Path
-    name: str | None = None
-    sizes: tuple[Size, ...] | None = None
-
-
-def export_onnx(request: Request, console: Console) -> Path:
+def export(request: Request, console: Console) -> Path:
     """Export, verify and put in place; returns the model folder.
 
     Raises:
-        ExportError: the student, a size, the name or the repository is not usable.
+        ExportError: the student, a size, the name, the repository or the GPU is not usable.
         VerificationError: an output differs from torch's; whatever was in place stays.
     """
-    with _stage(console, "load the student"):
+    gpu = check_available() if request.tensorrt is not None else None
+    student, made = load_plan(request, console)
+    with staged(request.repository, made.name, whole=made.whole) as folder:
+        version = folder / "1"
+        version.mkdir()
+        _export_files(student, made, version, console)
+        engines = None
+        if request.tensorrt is not None and gpu is not None:
+            shapes = profiles(student, made)
+            _build_engines(version, shapes, request.tensorrt, console)
+            engines = stamp(version, shapes, request.tensorrt, gpu)
+        finish(student, made, folder, console, engines)
+    return request.repository / made.name
+
+
+def load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
+    """The student, and what of it is exported.
+
+    Raises:
+        ExportError: the student, a size or the name is not usable.
+    """
+    with stage(console, "load the student"):
         student = load_student(request.student)
     if not student.has_card:
         console.print(
             f"  no cdm.json in {student.folder}: taken as a student of {student.steps} steps "
             f"at {student.size} without guidance"
         )
-    sizes = request.sizes or (student.size,)
-    _check_sizes(student, sizes)
-    name = student.name if request.name is None else request.name
-    _check_name(name)
-    with staged(request.repository, name) as folder:
-        version = folder / "1"
-        version.mkdir()
-        _export_files(student, version, console)
-        finish(student, name, sizes, folder, console)
-    return request.repository / name
+    return student, plan(request, student)
 
 
 def finish(
-    student: Student, name: str, sizes: tuple[Size, ...], folder: Path, console: Console
+    student: Student,
+    plan: Plan,
+    folder: Path,
+    console: Console,
+    engines: dict[str, Any] | None = None,
 ) -> None:
     """Verify the exported files in ``folder``, stamp them and add what Triton needs.
 
@@ -80,54 +81,59 @@ def finish(
         VerificationError: an output differs from torch's beyond its tolerance.
     """
     version = folder / "1"
-    with _stage(console, "compare with torch and diffusers"):
-        verification = verify(student, version, sizes)
+    written = read_tokenizers(tokenizers(student, plan), version)
+    cases = Cases(student, written, plan.sizes, plan.max_batch)
+    more = (tensorrt_runtime(),) if engines is not None else ()
+    with stage(console, "compare with torch and diffusers"):
+        verification = verify(cases, version, plan.precision.name, plan.components, more)
     console.print(verification_table(verification))
     if verification.failures:
         raise VerificationError(
             f"{len(verification.failures)} of the comparisons with torch failed, nothing was "
             f"replaced; the first: {verification.failures[0]}"
         )
-    write_manifest(manifest(student, name, sizes, version, verification), version)
-    shutil.copyfile(TRITON_FILES / "model.py", version / "model.py")
-    shutil.copyfile(TRITON_FILES / "config.pbtxt", folder / "config.pbtxt")
+    for runtime, check in verification.refused.items():
+        console.print(f"  {runtime} will not be used for serving: {check}", highlight=False)
+    write_manifest(manifest(student, plan, version, verification, engines), version)
+    if plan.whole:
+        runtime = "openvino" if engines is None else "tensorrt"
+        write_triton_files(folder, plan.max_batch, runtime)
+    else:
+        console.print("  not all components: nothing that Triton could load")
 
 
-def _export_files(student: Student, version: Path, console: Console) -> None:
-    with _stage(console, "write and check the tokenizers"):
-        write_tokenizers(student.adapter, version)
-    for component, make_graph in GRAPHS.items():
+def _export_files(student: Student, plan: Plan, version: Path, console: Console) -> None:
+    architecture = student.architecture
+    with stage(console, "write and check the tokenizers"):
+        write_tokenizers(tokenizers(student, plan), version)
+    for component in plan.components:
         path = version / f"{component}.onnx"
-        with _stage(console, f"export {component}"), make_graph(student.adapter) as graph:
-            write_onnx(graph, path)
+        with stage(console, f"export {component}"):
+            write_onnx(graph(component, architecture, plan.precision), path)
+        gc.collect()  # a traced module and its weights in another precision hang in cycles
+
+
+def _build_engines(
+    version: Path, shapes: dict[str, list[Profile]], options: Options, console: Console
+) -> None:
+    for component, each in shapes.items():
+        onnx, engine = version / f"{component}.onnx", version / f"{component}.plan"
+        with Progress(console=console, transient=True) as progress:
+            task = progress.add_task(f"build {component}")
+
+            def report(
+                phase: str, done: int, steps: int, progress: Progress = progress, task: Any = task
+            ) -> None:
+                progress.update(task, description=phase, completed=done, total=steps)
+
+            build_engine(onnx, engine, each, options, report)
+        console.print(f"[green]✓[/] build {component}", highlight=False)
 
 
 @contextmanager
-def _stage(console: Console, title: str) -> Iterator[None]:
+def stage(console: Console, title: str) -> Iterator[None]:
     """A spinner while it runs, then one line with the time it took."""
     start = perf_counter()
     with console.status(f"{title} ..."):
         yield
     console.print(f"[green]✓[/] {title} [dim]{perf_counter() - start:.1f} s[/]", highlight=False)
-
-
-def _check_sizes(student: Student, sizes: tuple[Size, ...]) -> None:
-    pipeline = student.adapter.pipeline
-    most = pipeline.transformer.config.pos_embed_max_size * pipeline.patch_size
-    limit = most * pipeline.vae_scale_factor
-    for size in sizes:
-        try:
-            student.adapter.latent_shape(size.height, size.width)
-        except DistillError as error:
-            raise ExportError(str(error)) from error
-        if max(size.width, size.height) > limit:
-            raise ExportError(
-                f"size {size}: this student's position embeddings end at {limit} pixels a side"
-            )
-
-
-def _check_name(name: str) -> None:
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
-        raise ExportError(
-            f"model name {name!r}: use letters, digits, '.', '_' and '-' only; choose one by --name"
-        )

@@ -14,9 +14,10 @@ import onnxscript  # noqa: F401  torch.onnx.export needs it: missing, it should 
 import torch
 from torch import Tensor, nn
 
-OPSET = 20
-# A protobuf file ends at 2 GiB; above half of that the weights go to NAME.onnx.data.
-INLINE_LIMIT = 1 << 30
+from export.rewrites import rewrite
+
+# A protobuf file is built in memory and ends at 2 GiB; above this, weights go to NAME.onnx.data.
+INLINE_LIMIT = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Graph:
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
     dynamic_shapes: Any
+    opset: int = 20
 
 
 def write_onnx(graph: Graph, path: Path, inline_limit: int = INLINE_LIMIT) -> None:
@@ -44,11 +46,12 @@ def write_onnx(graph: Graph, path: Path, inline_limit: int = INLINE_LIMIT) -> No
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             dynamic_shapes=graph.dynamic_shapes,
-            opset_version=OPSET,
+            opset_version=graph.opset,
             dynamo=True,
             verbose=False,
         )
     assert program is not None  # None is what the old, non-dynamo exporter returns
+    rewrite(program.model)
     _strip_metadata(program.model)
     weights = sum(w.numel() * w.element_size() for w in graph.module.state_dict().values())
     program.save(path, external_data=weights > inline_limit)

@@ -1,4 +1,42 @@
-"""``export.json``: what serving needs to know of an export, and the stamps that identify it."""
+"""``export.json``: what serving needs to know of an export, and the stamps that identify it.
+
+Fields, all of them present unless said otherwise:
+
+- ``format``: 1. What is added to a format may be ignored by an older reader.
+- ``name``, ``architecture`` (``sd3``, ``longcat``), ``student`` (``name``, ``sha256`` of the
+  folder), ``versions`` of the packages that made the files.
+- ``fingerprint``: SHA-256 of the hex digests, concatenated, of each component (its file, then its
+  external data) in the order of ``components`` and then of each tokenizer.
+- ``precision``: ``fp32``, ``fp16`` or ``bf16``, the type of the weights and of the arithmetic
+  inside the graphs. What passes in and out is float32, int64 ids and masks, and uint8 pixels in
+  each of them. ``opset``: of the graphs.
+- ``max_batch``: the largest batch that was verified; serving must not exceed it.
+- ``sizes`` (``WIDTHxHEIGHT``) that were verified, ``default_size``, ``default_steps``.
+- ``latents``: ``channels`` and ``downscale``, pixels per latent along a side.
+- ``sigmas``: by size, by number of steps, the shifted grid of ``steps + 1`` values.
+- ``tokenizers``, none if the text encoder was not exported: ``file``, ``sha256``, ``length`` to cut
+  and pad to, ``pad_id``, and ``quotation``: ``null`` if a prompt is tokenized whole with the file's
+  own special tokens, ``"characters"`` if it is first split as ``export.quotation.pieces`` does,
+  each piece tokenized without special tokens, the ids joined, cut and padded on the right.
+- ``components``: ``text_encoder``, ``transformer``, ``vae_decoder``, or those that
+  ``--components`` named (such an export is not for serving and has no ``config.pbtxt``). Each has
+  ``file``, ``sha256``, ``inputs`` and ``outputs`` (by name: ``dtype``, ``shape``, dynamic axes by
+  name) and, where the weights lie beside the graph, ``data`` (``file``, ``sha256``).
+  Feed exactly the inputs listed: ``input_ids_K`` (B, L) are tokenizer K's ids and
+  ``attention_mask_K`` (B, L), int64, 1 where they are no padding; the transformer has ``pooled``
+  only if the text encoder gives it. Templates, packing, position ids and timestep scaling are
+  inside the graphs.
+- ``runtimes``: those in which everything held on the machine of the export, so that serving may
+  use them: ``openvino-f32``, ``openvino-bf16``, ``tensorrt``. Held means: within tolerance of
+  torch, and each sample has the same bits alone and in a batch. ONNX Runtime on a GPU is not tried
+  by the export.
+- ``verification``: ``runtimes`` compared in, ``components``, ``batch_invariance`` and ``pictures``
+  (every figure with its tolerance), ``picture``: the worst picture.
+- ``tensorrt``, only after ``--to tensorrt``: see ``export.tensorrt``. Its files are stamped there.
+
+Nothing depends on time or place: the same student, options, versions and processor give the same
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -9,50 +47,52 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from export.graphs import OPSET
 from export.hashing import combined_sha256, file_sha256
-from export.session import COMPONENTS
-from export.tokenizers import pipeline_tokenizers
+from export.plan import tokenizers as plan_tokenizers
 
 if TYPE_CHECKING:
-    from export.compare import Verification
-    from export.sizes import Size
+    from export.plan import Plan
     from export.student import Student
+    from export.verify import Verification
 
 FORMAT = 1
 MOST_STEPS = 16
 # What the files depend on, besides the student.
-PACKAGES = ("cdm-serve", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+PACKAGES = (
+    "cdm-serve", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime",
+    "openvino",
+)  # fmt: skip
 
 
 def manifest(
-    student: Student, name: str, sizes: tuple[Size, ...], folder: Path, verification: Verification
+    student: Student,
+    plan: Plan,
+    folder: Path,
+    verification: Verification,
+    engines: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The contents of ``export.json`` for the files in ``folder``.
-
-    ``fingerprint`` is the SHA-256 of the hex digests, concatenated, of each component (its file,
-    then its external data) in the order of ``components`` and then of each tokenizer. Nothing in
-    it depends on time or place: the same student, options and versions give the same bytes.
-    """
-    components = {component: _component(folder, component) for component in COMPONENTS}
-    tokenizers = _tokenizers(student, folder)
+    """The contents of ``export.json`` for the files in ``folder``, with TensorRT's entry if any."""
+    components = {component: _component(folder, component) for component in plan.components}
+    tokenizers = _tokenizers(student, plan, folder)
     digests = []
     for component in components.values():
         digests.append(component["sha256"])
         if "data" in component:
             digests.append(component["data"]["sha256"])
     digests += [tokenizer["sha256"] for tokenizer in tokenizers]
+    sizes = plan.sizes
     channels, latent_height, _ = student.adapter.latent_shape(sizes[0].height, sizes[0].width)
     default = student.size if student.size in sizes else sizes[0]
-    return {
+    contents = {
         "format": FORMAT,
-        "name": name,
+        "name": plan.name,
         "architecture": student.adapter.name,
         "student": {"name": student.name, "sha256": student.sha256},
         "fingerprint": combined_sha256(digests),
         "versions": {package: version(package) for package in PACKAGES},
-        "opset": OPSET,
-        "precision": "fp32",
+        "opset": plan.precision.opset,
+        "precision": plan.precision.name,
+        "max_batch": plan.max_batch,
         "sizes": [str(size) for size in sizes],
         "default_size": str(default),
         "default_steps": student.steps,
@@ -60,8 +100,10 @@ def manifest(
         "sigmas": {str(size): _grids(student, size) for size in sizes},
         "tokenizers": tokenizers,
         "components": components,
+        "runtimes": verification.served,
         "verification": verification.to_json(),
     }
+    return contents | ({"tensorrt": engines} if engines is not None else {})
 
 
 def write_manifest(contents: dict[str, Any], folder: Path) -> None:
@@ -95,19 +137,20 @@ def _tensor(value: Any) -> dict[str, Any]:
     }
 
 
-def _tokenizers(student: Student, folder: Path) -> list[dict[str, Any]]:
+def _tokenizers(student: Student, plan: Plan, folder: Path) -> list[dict[str, Any]]:
     return [
         {
             "file": f"tokenizer_{i}.json",
             "sha256": file_sha256(folder / f"tokenizer_{i}.json"),
             "length": tokenizer.length,
             "pad_id": tokenizer.pad_id,
+            "quotation": "characters" if tokenizer.quotation else None,
         }
-        for i, tokenizer in enumerate(pipeline_tokenizers(student.adapter))
+        for i, tokenizer in enumerate(plan_tokenizers(student, plan))
     ]
 
 
-def _grids(student: Student, size: Size) -> dict[str, list[float]]:
+def _grids(student: Student, size: Any) -> dict[str, list[float]]:
     """The shifted sigmas for every number of steps a request may ask for."""
     most = max(MOST_STEPS, student.steps)
     return {

@@ -23,17 +23,18 @@ _STAGED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>export|old)")
 
 
 @contextmanager
-def staged(repository: Path, name: str) -> Iterator[Path]:
+def staged(repository: Path, name: str, whole: bool = True) -> Iterator[Path]:
     """Yield an empty folder that becomes ``repository/name`` if the block ends well.
 
-    If it raises, or the process dies, what was there before stays as it is. Folders of dead
-    exports are removed at the start of the next one.
+    What is not a ``whole`` model never takes the place of one. If the block raises, or the process
+    dies, what was there before stays as it is. Folders of dead exports are removed at the start of
+    the next one.
 
     Raises:
         ExportError: the repository cannot be written, or something else lies at that place.
     """
     target = repository / name
-    _check_target(target)
+    _check_target(target, whole)
     try:
         repository.mkdir(parents=True, exist_ok=True)
         with _lock(repository, wait=True):  # nobody sees our folder before it is locked
@@ -53,10 +54,17 @@ def staged(repository: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_target(target: Path) -> None:
+def _check_target(target: Path, whole: bool) -> None:
     if target.is_symlink():
         raise ExportError(f"{target} is a link; give the repository it points into as --out")
-    if not target.exists() or (target / "config.pbtxt").is_file():
+    if (target / "config.pbtxt").is_file():
+        if whole:
+            return
+        raise ExportError(
+            f"{target} is a whole model, which --components does not replace by a part; "
+            "choose another --name or --out"
+        )
+    if (target / "1" / "export.json").is_file() or not target.exists():  # a part, or nothing
         return
     if not target.is_dir() or any(target.iterdir()):
         raise ExportError(

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from distill.adapters import Sd3Adapter, load_adapter
+from distill.adapters import Adapter, load_adapter
 from distill.errors import DistillError
+from export.architectures import Architecture, architecture, check_exportable
 from export.card import read_card
 from export.errors import ExportError
 from export.hashing import folder_sha256
 from export.sizes import Size
 
 DEFAULT_STEPS = 4
-# What diffusers' own SD3 call uses when it is told nothing.
-DEFAULT_SEQUENCE_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,23 @@ class Student:
 
     folder: Path
     name: str
-    adapter: Sd3Adapter
+    adapter: Adapter
     steps: int
     size: Size
     sha256: str
     has_card: bool
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What its architecture asks of the exporter."""
+        return architecture(self.adapter)
 
 
 def load_student(folder: Path) -> Student:
     """Load a student with all weights in float32.
 
     A folder without ``cdm.json`` (a few-step student made elsewhere) is taken with diffusers'
-    own defaults: 4 steps, the transformer's sample size, 256 text tokens.
+    own defaults: the transformer's sample size and the pipeline's text length, and 4 steps.
 
     Raises:
         ExportError: no diffusers folder, an unknown architecture, a damaged file, or weights
@@ -53,12 +58,11 @@ def load_student(folder: Path) -> Student:
         adapter = load_adapter(
             str(folder),
             dtype=torch.float32,
-            max_sequence_length=card.get("max_sequence_length", DEFAULT_SEQUENCE_LENGTH),
+            max_sequence_length=card.get("max_sequence_length"),
         )
     except DistillError as error:
         raise ExportError(str(error)) from error
-    if not isinstance(adapter, Sd3Adapter):
-        raise ExportError(f"{folder} is a {adapter.name} pipeline; only sd3 can be exported")
+    check_exportable(adapter, folder)
     if card and card["architecture"] != adapter.name:
         raise ExportError(
             f"{folder / 'cdm.json'} says architecture {card['architecture']!r}, but the pipeline "
@@ -89,12 +93,20 @@ def _check_folder(folder: Path) -> None:
         components = [key for key, entry in index.items() if isinstance(entry, list) and entry[1]]
     except (ValueError, AttributeError, IndexError) as error:
         raise ExportError(f"{path} is not the index of a diffusers pipeline: {error}") from error
-    for component in components:  # transformers makes up an empty tokenizer for a missing one
-        if not (folder / component).is_dir():
-            raise ExportError(f"{folder} is incomplete: model_index.json lists {component}")
+    for component in components:
+        _check_not_pickled(folder / component)
 
 
-def _check_weights(adapter: Sd3Adapter) -> None:
+def _check_not_pickled(place: Path) -> None:
+    """Unpickling runs whatever code the file holds, so only safetensors are read."""
+    for pickled in (*place.glob("*.bin"), *place.glob("*.pt"), *place.glob("*.ckpt")):
+        if not any(place.glob("*.safetensors")):
+            raise ExportError(
+                f"{pickled} is a pickle, which is not loaded; save the student with safetensors"
+            )
+
+
+def _check_weights(adapter: Adapter) -> None:
     for name, component in adapter.pipeline.components.items():
         if not isinstance(component, torch.nn.Module):
             continue

@@ -2,78 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from export.errors import ExportError
-
-if TYPE_CHECKING:
-    from distill.adapters import Sd3Adapter
+from export.quotation import pieces
 
 # Each of these went wrong in some tokenizer: nothing at all, spaces, more tokens than fit,
-# other scripts, an emoji of several code points, special tokens spelled out.
+# other scripts, an emoji of several code points, special tokens spelled out, quotation marks.
 PROMPTS = (
     "a fox in the snow",
     "",
     "  A Fox,\tnext to\n a TENT!  ",
-    "one two three four five six seven eight nine ten, " * 40,
+    "one two three four five six seven eight nine ten, " * 60,
     "Ünïcödé, straße, naïve façade — “quoted”",
     "狐狸在雪地里、カメラ、여우",
     "a 🦊 and a 👩‍🚀 under a ☀️",
     "<|startoftext|>fox<|endoftext|></s><pad>!",
+    "a sign that says 'Don't panic', \"狐 fox\" and \u2018it\u2019s “open”",
 )
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Ids of one tokenizer and 1 where they are no padding, (B, L) int64 both."""
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class PipelineTokenizer:
-    """One of the pipeline's tokenizers and the shape it is called with."""
+    """One of the pipeline's tokenizers and how it is called.
+
+    Attributes:
+        encode: the tokens exactly as the pipeline makes them.
+        quotation: what stands in quotation marks is tokenized character by character, as
+            ``export.quotation`` says.
+    """
 
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     length: int
     pad_id: int
-
-    def ids(self, prompts: list[str]) -> list[list[int]]:
-        """The ids exactly as the pipeline's ``encode_prompt`` makes them."""
-        encoded = self.tokenizer(
-            prompts, padding="max_length", max_length=self.length, truncation=True
-        )
-        ids: list[list[int]] = encoded.input_ids
-        return ids
+    encode: Callable[[list[str]], Tokens]
+    quotation: bool = False
 
 
-def pipeline_tokenizers(adapter: Sd3Adapter) -> list[PipelineTokenizer]:
-    """In the order of the text encoder graph's inputs: CLIP-L, CLIP-G and, if present, T5."""
-    pipeline = adapter.pipeline
-    lengths = [
-        (pipeline.tokenizer, pipeline.tokenizer_max_length),
-        (pipeline.tokenizer_2, pipeline.tokenizer_max_length),
-        (pipeline.tokenizer_3, adapter.max_sequence_length),
-    ]
-    return [
-        PipelineTokenizer(tokenizer, length, tokenizer.pad_token_id)
-        for tokenizer, length in lengths
-        if tokenizer is not None
-    ]
+class WrittenTokenizer:
+    """A written file, read the way serving does."""
+
+    def __init__(self, path: Path, source: PipelineTokenizer) -> None:
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._length, self._pad_id = source.length, source.pad_id
+        self._quotation = source.quotation
+        if not source.quotation:
+            self._tokenizer.enable_truncation(source.length)
+            self._tokenizer.enable_padding(length=source.length, pad_id=source.pad_id)
+
+    def __call__(self, prompts: list[str]) -> Tokens:
+        """The tokens of every prompt."""
+        if self._quotation:
+            rows = [self._piecewise(prompt) for prompt in prompts]
+        else:
+            encodings = self._tokenizer.encode_batch(prompts)
+            rows = [(each.ids, each.attention_mask) for each in encodings]
+        return Tokens(np.array([ids for ids, _ in rows]), np.array([mask for _, mask in rows]))
+
+    def _piecewise(self, prompt: str) -> tuple[list[int], list[int]]:
+        encodings = self._tokenizer.encode_batch(pieces(prompt), add_special_tokens=False)
+        ids = [token for encoding in encodings for token in encoding.ids][: self._length]
+        missing = self._length - len(ids)
+        return ids + [self._pad_id] * missing, [1] * len(ids) + [0] * missing
 
 
-def write_tokenizers(adapter: Sd3Adapter, folder: Path) -> list[Path]:
+def write_tokenizers(sources: list[PipelineTokenizer], folder: Path) -> list[Path]:
     """Write ``tokenizer_0.json``, ``tokenizer_1.json``..., without truncation and padding.
 
-    Whoever reads them sets both, as ``load_tokenizer`` does.
+    Whoever reads them sets both, as ``WrittenTokenizer`` does.
 
     Raises:
-        ExportError: a file does not give the pipeline's ids for every one of ``PROMPTS``.
+        ExportError: a file does not give the pipeline's tokens for every one of ``PROMPTS``.
     """
     paths = []
-    for i, source in enumerate(pipeline_tokenizers(adapter)):
+    for i, source in enumerate(sources):
         path = folder / f"tokenizer_{i}.json"
         _write(source, path)
         _check(source, path)
         paths.append(path)
     return paths
+
+
+def read_tokenizers(sources: list[PipelineTokenizer], folder: Path) -> list[WrittenTokenizer]:
+    """The files that ``write_tokenizers`` wrote."""
+    return [
+        WrittenTokenizer(folder / f"tokenizer_{i}.json", source) for i, source in enumerate(sources)
+    ]
 
 
 def _write(source: PipelineTokenizer, path: Path) -> None:
@@ -90,18 +119,12 @@ def _write(source: PipelineTokenizer, path: Path) -> None:
     path.write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
 
 
-def load_tokenizer(path: Path, length: int, pad_id: int) -> Tokenizer:
-    """Read a written tokenizer the way serving does."""
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=pad_id)
-    return tokenizer
-
-
 def _check(source: PipelineTokenizer, path: Path) -> None:
-    tokenizer = load_tokenizer(path, source.length, source.pad_id)
-    for prompt, expected in zip(PROMPTS, source.ids(list(PROMPTS)), strict=True):
-        if tokenizer.encode(prompt).ids != expected:
+    written, expected = WrittenTokenizer(path, source), source.encode(list(PROMPTS))
+    for i, prompt in enumerate(PROMPTS):
+        found = written([prompt])
+        same_ids = np.array_equal(found.ids[0], expected.ids[i])
+        if not same_ids or not np.array_equal(found.mask[0], expected.mask[i]):
             raise ExportError(
                 f"{path.name} does not give the pipeline's token ids for {prompt[:40]!r}; "
                 f"{type(source.tokenizer).__name__} does more than its tokenizer.json says"

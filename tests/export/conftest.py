@@ -1,4 +1,4 @@
-"""One tiny student, exported once in this process and once, at the same time, in another."""
+"""Tiny students: one exported in this process and, at the same time, in another."""
 
 import json
 import os
@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipelines import tiny_sd3
+from pipelines import tiny_longcat, tiny_sd3
 
 from distill.adapters import Sd3Adapter
 from export.cli import main
+from export.components import graph
+from export.graphs import write_onnx
+from export.precision import PRECISIONS
 from export.student import Student, load_student
 
 CARD: dict[str, Any] = {
@@ -23,12 +26,13 @@ CARD: dict[str, Any] = {
     "steps": 4,
     "sigmas": [1.0, 0.75, 0.5, 0.25],
     "guidance_scale": 1.0,
-    "max_sequence_length": 0,
+    "max_sequence_length": 16,
     "height": 64,
     "width": 64,
 }
 # 72x56 has 9 x 7 patches, where the position embeddings' crop is easily one row off.
 SIZES = "64x64,72x56"
+OPTIONS = ["--to", "onnx", "--sizes", SIZES, "--max-batch", "4"]
 
 
 def write_card(folder: Path, **changes: Any) -> Path:
@@ -38,7 +42,7 @@ def write_card(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_card(tiny_sd3(tmp_path_factory.mktemp("students") / "folder"))
+    return write_card(tiny_sd3(tmp_path_factory.mktemp("students") / "folder", t5=True))
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +67,9 @@ def run_export() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started = []
 
     def start(student: Path, repository: Path, **environment: str) -> subprocess.Popen[str]:
-        options = ["--to", "onnx", "--out", str(repository), "--sizes", SIZES]
+        command = [sys.executable, "-m", "export.cli", str(student), *OPTIONS]
         process = subprocess.Popen(
-            [sys.executable, "-m", "export.cli", str(student), *options],
+            [*command, "--out", str(repository)],
             env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -105,8 +109,7 @@ def exported(
 ) -> Path:
     """The model folder that ``cdm-export`` wrote for the tiny student."""
     repository = tmp_path_factory.mktemp("model_repository")
-    arguments = [str(student_folder), "--to", "onnx", "--out", str(repository), "--sizes", SIZES]
-    assert main(arguments) == 0
+    assert main([str(student_folder), *OPTIONS, "--out", str(repository)]) == 0
     return repository / "tiny"
 
 
@@ -114,3 +117,27 @@ def exported(
 def manifest(exported: Path) -> dict[str, Any]:
     contents: dict[str, Any] = json.loads((exported / "1" / "export.json").read_text())
     return contents
+
+
+@pytest.fixture(scope="session")
+def longcat(tmp_path_factory: pytest.TempPathFactory) -> Student:
+    folder = tiny_longcat(tmp_path_factory.mktemp("longcat") / "folder")
+    write_card(folder, name="tiny-longcat", architecture="longcat", max_sequence_length=512)
+    return load_student(folder)
+
+
+@pytest.fixture(scope="session")
+def write_graph(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[Student, str, str], Path]:
+    """Export one component of a student in a precision, once."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    def write(student: Student, component: str, precision: str) -> Path:
+        path = folder / f"{student.adapter.name}-{precision}" / f"{component}.onnx"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_onnx(graph(component, student.architecture, PRECISIONS[precision]), path)
+        return path
+
+    return write

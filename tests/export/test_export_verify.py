@@ -1,46 +1,82 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from pipelines import tiny_sd3
 from rich.console import Console
 
+from export.cases import Cases
+from export.compare import Comparison, Invariance, Picture
 from export.errors import VerificationError
 from export.exporter import finish
+from export.plan import Plan
+from export.precision import PRECISIONS
 from export.repository import staged
+from export.request import COMPONENTS
+from export.runtimes import runtimes
 from export.sizes import Size
 from export.student import Student, load_student
-from export.verify import verify
+from export.table import verification_table
+from export.tokenizers import read_tokenizers
+from export.verify import Verification, verify
 
 SIZES = (Size(64, 64), Size(72, 56))
+PLAN = Plan("tiny", SIZES, PRECISIONS["fp32"], 4, COMPONENTS)
 
 
-def test_every_output_is_compared_at_every_batch_and_size(exported: Path, student: Student) -> None:
-    verification = verify(student, exported / "1", SIZES)
+def verified(student: Student, folder: Path) -> Verification:
+    tokenizers = read_tokenizers(student.architecture.tokenizers(), folder)
+    return verify(Cases(student, tokenizers, SIZES, max_batch=4), folder, "fp32")
+
+
+def test_every_output_is_compared_at_every_batch_and_size_in_every_runtime(
+    exported: Path, student: Student
+) -> None:
+    verification = verified(student, exported / "1")
+    names = [runtime.name for runtime in runtimes("fp32")]
+    assert names[:2] == ["onnxruntime", "openvino-f32"]
     assert not verification.failures
-    assert {(c.output, c.batch, c.size) for c in verification.components} == {
-        *((output, b, None) for output in ("prompt_embeds", "pooled") for b in (1, 3)),
-        *((o, b, str(s)) for o in ("velocity", "image") for b in (1, 3) for s in SIZES),
+    assert verification.served == names[1:]
+    compared = [c for c in verification.checks if isinstance(c, Comparison)]
+    batches = (1, 3, 4)
+    assert {(c.runtime, c.output, c.batch, c.size) for c in compared} == {
+        *((r, o, b, None) for r in names for o in ("prompt_embeds", "pooled") for b in batches),
+        *(
+            (r, o, b, str(s))
+            for r in names
+            for o in ("velocity", "image")
+            for b in batches
+            for s in SIZES
+        ),
     }
-    assert [picture.size for picture in verification.pictures] == ["64x64", "72x56"]
+    alone = {(c.runtime, c.component) for c in verification.checks if isinstance(c, Invariance)}
+    assert alone == {(r, c) for r in names[1:] for c in COMPONENTS}
+    pictures = [c for c in verification.checks if isinstance(c, Picture)]
+    assert {(p.runtime, p.size) for p in pictures} == {(r, str(s)) for r in names for s in SIZES}
 
 
 @pytest.fixture
 def impostor(tmp_path: Path) -> Student:
     """A student of the same shapes and other weights."""
-    return load_student(tiny_sd3(tmp_path / "impostor", seed=1))
+    impostor = load_student(tiny_sd3(tmp_path / "impostor", seed=1, t5=True))
+    impostor.adapter.max_sequence_length = 16  # type: ignore[attr-defined]
+    return impostor
 
 
 def test_another_students_weights_are_noticed_everywhere(exported: Path, impostor: Student) -> None:
-    impostor.adapter.max_sequence_length = 0
-    verification = verify(impostor, exported / "1", SIZES)
-    assert len(verification.failures) == len(verification.components) + 2
+    verification = verified(impostor, exported / "1")
+    # The graphs give the same bits alone and in a batch, whoever's they are.
+    wrong = [c for c in verification.checks if not isinstance(c, Invariance)]
+    assert not any(check.passed for check in wrong)
+    assert verification.served == []
+    assert verification_table(verification).row_count > len(wrong)
 
 
 def test_a_failed_verification_replaces_nothing(
     exported: Path, impostor: Student, tmp_path: Path
 ) -> None:
-    impostor.adapter.max_sequence_length = 0
     repository = tmp_path / "model_repository"
     shutil.copytree(exported, repository / "tiny")
     with (
@@ -48,8 +84,35 @@ def test_a_failed_verification_replaces_nothing(
         staged(repository, "tiny") as folder,
     ):
         shutil.copytree(exported / "1", folder / "1")
-        finish(impostor, "tiny", SIZES, folder, Console(quiet=True))
+        finish(impostor, PLAN, folder, Console(quiet=True))
     assert [path.name for path in repository.iterdir()] == ["tiny"]
     for path in exported.rglob("*.*"):
         copy = repository / "tiny" / path.relative_to(exported)
         assert copy.read_bytes() == path.read_bytes()
+
+
+def test_a_graph_whose_samples_see_each_other_is_refused(
+    exported: Path, student: Student, tmp_path: Path
+) -> None:
+    """A share of the batch's mean, too small for any tolerance, is not too small for this."""
+    folder = Path(shutil.copytree(exported / "1", tmp_path / "1"))
+    model = onnx.load(folder / "transformer.onnx")
+    (output,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = ["own" if name == output.name else name for name in node.output]
+    axis = onnx.numpy_helper.from_array(np.array([0]), "zeroth")
+    share = onnx.numpy_helper.from_array(np.array(1e-7, dtype=np.float32), "share")
+    model.graph.initializer.extend([axis, share])
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("ReduceMean", ["own", "zeroth"], ["shared_mean"]),
+            onnx.helper.make_node("Mul", ["shared_mean", "share"], ["leak"]),
+            onnx.helper.make_node("Add", ["own", "leak"], [output.name]),
+        ]
+    )
+    onnx.save(model, folder / "transformer.onnx")
+    verification = verified(student, folder)
+    failures = verification.failures
+    assert {(type(f), f.runtime) for f in failures} == {(Invariance, "openvino-f32")}
+    assert "transformer in openvino-f32 at batch 4" in str(failures[0])
+    assert "openvino-f32" not in verification.served

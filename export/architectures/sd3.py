@@ -1,0 +1,144 @@
+"""SD3: three tokenizers, two CLIPs, a T5 if there is one, and position embeddings to be cropped."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.adapters import Sd3Adapter
+from export.precision import cast
+from export.sizes import Size
+from export.tokenizers import PipelineTokenizer, Tokens
+
+
+class Sd3:
+    """Exports what ``Sd3Adapter`` adapts."""
+
+    def __init__(self, adapter: Sd3Adapter) -> None:
+        self.adapter = adapter
+        self._pipeline = adapter.pipeline
+
+    def tokenizers(self) -> list[PipelineTokenizer]:
+        """CLIP-L, CLIP-G and, if present, T5."""
+        pipeline = self._pipeline
+        lengths = [
+            (pipeline.tokenizer, pipeline.tokenizer_max_length),
+            (pipeline.tokenizer_2, pipeline.tokenizer_max_length),
+            (pipeline.tokenizer_3, self.adapter.max_sequence_length),
+        ]
+        return [_tokenizer(each, length) for each, length in lengths if each is not None]
+
+    def text_inputs(self) -> dict[str, Tensor]:
+        """Ids alone: the pipeline uses no masks."""
+        return {
+            f"input_ids_{i}": torch.full((2, tokenizer.length), tokenizer.pad_id)
+            for i, tokenizer in enumerate(self.tokenizers())
+        }
+
+    def text_encoder(self, dtype: torch.dtype) -> nn.Module:
+        """CLIPs and T5 in one module."""
+        return Sd3TextEncoder(self.adapter, dtype)
+
+    def transformer(self, dtype: torch.dtype) -> nn.Module:
+        """With position embeddings that are cropped by index."""
+        transformer = cast(self.adapter.transformer, dtype)
+        pos_embed: Any = transformer.pos_embed
+        pos_embed.cropped_pos_embed = partial(_crop, pos_embed)
+        return transformer
+
+    def transformer_inputs(self) -> dict[str, Tensor]:
+        """Two samples of 4 x 6 patches."""
+        config = self._pipeline.transformer.config
+        patch: int = config.patch_size
+        return {
+            "latents": torch.zeros(2, config.in_channels, 4 * patch, 6 * patch),
+            "sigma": torch.ones(2),
+            "prompt_embeds": torch.zeros(2, 7, config.joint_attention_dim),
+            "pooled": torch.zeros(2, config.pooled_projection_dim),
+        }
+
+    @property
+    def longest_side(self) -> int:
+        """Where the position embeddings end, in pixels."""
+        pipeline = self._pipeline
+        patches: int = pipeline.transformer.config.pos_embed_max_size
+        return patches * int(pipeline.patch_size) * int(pipeline.vae_scale_factor)
+
+    def picture(self, prompt: str, steps: int, size: Size, generator: torch.Generator) -> object:
+        """``StableDiffusion3Pipeline``'s own."""
+        return self._pipeline(
+            prompt=prompt,
+            height=size.height,
+            width=size.width,
+            num_inference_steps=steps,
+            sigmas=[1.0 - i / steps for i in range(steps)],
+            guidance_scale=1.0,
+            max_sequence_length=self.adapter.max_sequence_length,
+            generator=generator,
+            output_type="pil",
+        ).images[0]
+
+
+class Sd3TextEncoder(nn.Module):
+    """``StableDiffusion3Pipeline.encode_prompt`` from the token ids on, without guidance."""
+
+    def __init__(self, adapter: Sd3Adapter, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        pipeline = adapter.pipeline
+        clips = (pipeline.text_encoder, pipeline.text_encoder_2)
+        self.clips = nn.ModuleList([cast(clip, dtype) for clip in clips])
+        self.t5 = _eager(pipeline.text_encoder_3, dtype)
+        # Without a T5 the pipeline appends this many zero tokens of this width.
+        self.zero_tokens = adapter.max_sequence_length
+        self.width: int = pipeline.transformer.config.joint_attention_dim
+
+    def forward(self, *input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (B, L) of each tokenizer -> ``prompt_embeds`` (B, T, D) and ``pooled`` (B, P)."""
+        outputs = [
+            clip(ids, output_hidden_states=True)
+            for clip, ids in zip(self.clips, input_ids, strict=False)
+        ]
+        clip_embeds = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1).float()
+        pooled = torch.cat([output.text_embeds for output in outputs], dim=-1).float()
+        if self.t5 is not None:
+            t5_embeds = self.t5(input_ids[2])[0].float()
+        else:
+            t5_embeds = clip_embeds.new_zeros(clip_embeds.shape[0], self.zero_tokens, self.width)
+        missing = t5_embeds.shape[-1] - clip_embeds.shape[-1]
+        clip_embeds = nn.functional.pad(clip_embeds, (0, missing))
+        return torch.cat([clip_embeds, t5_embeds], dim=1), pooled
+
+
+def _eager(t5: Any, dtype: torch.dtype) -> Any:
+    """A T5 for export: its position bias under ``scaled_dot_product_attention`` does not export."""
+    if t5 is None:
+        return None
+    copy = cast(t5, dtype)
+    copy.set_attn_implementation("eager")
+    return copy
+
+
+def _tokenizer(tokenizer: Any, length: int) -> PipelineTokenizer:
+    def encode(prompts: list[str]) -> Tokens:
+        encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True)
+        return Tokens(np.array(encoded.input_ids), np.array(encoded.attention_mask))
+
+    return PipelineTokenizer(tokenizer, length, tokenizer.pad_token_id, encode)
+
+
+def _crop(pos_embed: Any, height: int, width: int) -> Tensor:
+    """``PatchEmbed.cropped_pos_embed`` by index, for latents of the given size.
+
+    As a slice, the exporter turns ``(max - height) // 2`` into a division that rounds towards
+    zero on a negative number: one row off at odd patch counts.
+    """
+    most: int = pos_embed.pos_embed_max_size
+    rows, columns = height // pos_embed.patch_size, width // pos_embed.patch_size
+    grid: Tensor = pos_embed.pos_embed.reshape(1, most, most, -1)
+    grid = grid.index_select(1, torch.arange(rows) + (most - rows) // 2)
+    grid = grid.index_select(2, torch.arange(columns) + (most - columns) // 2)
+    return grid.reshape(1, -1, grid.shape[-1])

@@ -1,0 +1,69 @@
+"""What is exported, once the student is known."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distill.errors import DistillError
+from export.errors import ExportError
+from export.precision import PRECISIONS, Precision
+from export.request import COMPONENTS, Request
+from export.sizes import Size
+
+if TYPE_CHECKING:
+    from export.student import Student
+    from export.tokenizers import PipelineTokenizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with the student's own choices filled in."""
+
+    name: str
+    sizes: tuple[Size, ...]
+    precision: Precision
+    max_batch: int
+    components: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        """All components, so that the export can be served."""
+        return set(self.components) == set(COMPONENTS)
+
+
+def plan(request: Request, student: Student) -> Plan:
+    """Check a request against its student.
+
+    Raises:
+        ExportError: a size or the name cannot be used.
+    """
+    sizes = request.sizes or (student.size,)
+    for size in sizes:
+        _check_size(student, size)
+    name = student.name if request.name is None else request.name
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise ExportError(
+            f"model name {name!r}: use letters, digits, '.', '_' and '-' only; choose one by --name"
+        )
+    components = tuple(each for each in COMPONENTS if each in request.components)
+    precision = PRECISIONS[request.precision]
+    return Plan(name, sizes, precision, request.max_batch, components)
+
+
+def tokenizers(student: Student, plan: Plan) -> list[PipelineTokenizer]:
+    """The tokenizers that go with what is exported: all of the student's, or none."""
+    return student.architecture.tokenizers() if "text_encoder" in plan.components else []
+
+
+def _check_size(student: Student, size: Size) -> None:
+    try:
+        student.adapter.latent_shape(size.height, size.width)
+    except DistillError as error:
+        raise ExportError(str(error)) from error
+    limit = student.architecture.longest_side
+    if limit is not None and max(size.width, size.height) > limit:
+        raise ExportError(
+            f"size {size}: this student's position embeddings end at {limit} pixels a side"
+        )

@@ -1,0 +1,100 @@
+"""Weights in another type, and the graphs that come of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from export.cases import Cases
+from export.precision import cast
+from export.sizes import Size
+from export.student import Student
+from export.tokenizers import read_tokenizers, write_tokenizers
+from export.verify import verify
+
+WriteGraph = Callable[[Student, str, str], Path]
+ONNX_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+def test_cast_is_how_transformers_loads(student: Student, student_folder: Path) -> None:
+    """T5's ``wo`` stays float32, in float16 and nowhere else in the network."""
+    t5 = student.adapter.pipeline.text_encoder_3
+    expected = type(t5).from_pretrained(student_folder / "text_encoder_3", dtype=torch.float16)
+    found = cast(t5, torch.float16)
+    types = {name: weight.dtype for name, weight in found.state_dict().items()}
+    assert types == {name: weight.dtype for name, weight in expected.state_dict().items()}
+    assert set(types.values()) == {torch.float16, torch.float32}
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weight), name
+    assert t5.dtype == torch.float32  # the original's
+
+
+def test_tables_of_frequencies_stay_float32(longcat: Student) -> None:
+    model = cast(longcat.adapter.pipeline.text_encoder.model.language_model, torch.bfloat16)
+    assert model.rotary_emb.inv_freq.dtype == torch.float32
+    assert model.norm.weight.dtype == torch.bfloat16
+
+
+def test_a_cast_to_the_same_type_shares_the_weights(student: Student) -> None:
+    vae = student.adapter.pipeline.vae
+    copy = cast(vae, torch.float32)
+    assert copy is not vae
+    for name, weight in vae.state_dict().items():
+        assert copy.state_dict()[name].data_ptr() == weight.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "architecture, precision, components",
+    [
+        ("sd3", "fp16", ("text_encoder", "transformer", "vae_decoder")),
+        ("sd3", "bf16", ("transformer", "vae_decoder")),
+        ("longcat", "fp16", ("transformer",)),
+        pytest.param("longcat", "bf16", ("text_encoder", "transformer"), marks=pytest.mark.slow),
+        pytest.param("longcat", "fp16", ("text_encoder", "vae_decoder"), marks=pytest.mark.slow),
+    ],
+)
+def test_graphs_of_a_precision_are_close_to_torch(
+    request: pytest.FixtureRequest,
+    write_graph: WriteGraph,
+    architecture: str,
+    precision: str,
+    components: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    student = request.getfixturevalue("student" if architecture == "sd3" else architecture)
+    folder = write_graph(student, components[0], precision).parent
+    for component in components:
+        _check_types(onnx.load(write_graph(student, component, precision)), ONNX_TYPES[precision])
+    tokenizers = student.architecture.tokenizers()
+    write_tokenizers(tokenizers, tmp_path)
+    cases = Cases(student, read_tokenizers(tokenizers, tmp_path), (Size(72, 56),), max_batch=3)
+    verification = verify(cases, folder, precision, components)
+    assert not verification.failures
+    compared = verification.to_json()["components"]
+    errors = [each["relative_rms"] for each in compared if each["measure"] == "relative_rms"]
+    # The types are what they are said to be: worse than float32 and no worse than they must be.
+    assert max(errors, default=1e-3) > 1e-4
+    runtimes = {each["runtime"] for each in compared}
+    assert ("onnxruntime" in runtimes) == (precision != "bf16")
+    assert "openvino-f32" in runtimes
+
+
+def _check_types(model: onnx.ModelProto, narrow: int) -> None:
+    """What passes in and out is not narrow, most weights are, and nothing is float64."""
+    graph = model.graph
+    outside = {v.type.tensor_type.elem_type for v in [*graph.input, *graph.output]}
+    assert outside <= {TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8}
+    sizes: dict[int, int] = {}
+    for tensor in graph.initializer:
+        sizes[tensor.data_type] = sizes.get(tensor.data_type, 0) + int(np.prod(tensor.dims))
+    assert TensorProto.DOUBLE not in sizes
+    assert sizes[narrow] > sum(size for dtype, size in sizes.items() if dtype != narrow)
+    values = {v.name: v.type.tensor_type.elem_type for v in graph.value_info}
+    for node in graph.node:
+        assert node.op_type != "Einsum"
+        if node.op_type == "InstanceNormalization":
+            assert values[node.input[0]] == TensorProto.FLOAT
