@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 from cdm_serve.engine.costs import measure
 from cdm_serve.engine.job import EngineError, Partial, Picture, Pixels
 from cdm_serve.engine.manifest import read_manifest
+from cdm_serve.engine.orphan import die_with_parent
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtime import open_runtime
 from cdm_serve.engine.scheduler import Scheduler
@@ -26,6 +27,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load and warm up; Triton reports the model ready only after this returns."""
+        die_with_parent()
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]

@@ -3,12 +3,16 @@
 It holds the read end of a pipe whose other end only the gateway has: when that closes, for whatever
 reason (also ``kill -9`` of the gateway), Triton is asked to end, then its process group is killed
 and its shared memory and working folder are removed. SIGTERM does the same without asking first.
+Should this process be killed too, the kernel ends Triton, and the next guard removes what it left,
+which it knows by a lock that nobody holds any more.
 Run as a script with ``python -I``; standard library only, so that it starts at once.
 
 Usage: guard.py FOLDER SHM_PREFIX GRACE_SECONDS COMMAND...
 """
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import select
 import shutil
@@ -18,6 +22,8 @@ import sys
 import time
 from pathlib import Path
 
+FOLDER_PREFIX = "cdm-serve-"
+SHM_PREFIX = "cdm_"
 PR_SET_PDEATHSIG = 1
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -25,6 +31,8 @@ SHARED_MEMORY = Path("/dev/shm")
 def main(arguments: list[str]) -> int:
     """Run the command until it ends, the pipe closes or SIGTERM comes; then clean up."""
     folder, prefix, grace, *command = arguments
+    claim = _claim(folder, prefix)
+    _remove_abandoned()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
@@ -49,9 +57,35 @@ def main(arguments: list[str]) -> int:
         _kill_group(triton.pid)
         return triton.wait()
     finally:
-        for segment in SHARED_MEMORY.glob(f"{prefix}*"):
-            segment.unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, prefix)
+        os.close(claim)
+
+
+def _claim(folder: str, prefix: str) -> int:
+    """A locked file beside the segments that says where the folder is; the lock ends with us."""
+    hidden = SHARED_MEMORY / f".{prefix}lock"
+    descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.write(descriptor, os.fsencode(folder))
+    hidden.rename(SHARED_MEMORY / f"{prefix}lock")  # only now can others find it
+    return descriptor
+
+
+def _remove_abandoned() -> None:
+    """Remove what killed guards of this user left."""
+    for lock in SHARED_MEMORY.glob(f"{SHM_PREFIX}*_lock"):
+        with contextlib.suppress(OSError), lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder = os.fsdecode(file.read())
+            # Anybody may write here: only to our own files is this our own folder.
+            if os.fstat(file.fileno()).st_uid == os.getuid() and FOLDER_PREFIX in folder:
+                _remove(folder, lock.name.removesuffix("lock"))
+
+
+def _remove(folder: str, prefix: str) -> None:
+    for segment in SHARED_MEMORY.glob(f"{prefix}*"):
+        segment.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _die_with_parent() -> None:

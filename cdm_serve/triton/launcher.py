@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from cdm_serve.repository import model_folders
+from cdm_serve.triton.guard import FOLDER_PREFIX, SHM_PREFIX
 from cdm_serve.triton.wheel import TritonWheel
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -24,9 +25,9 @@ class TritonProcess:
 
         What it prints is appended to ``log``, or to a file that goes when the server does.
         """
-        self.folder = Path(tempfile.mkdtemp(prefix="cdm-serve-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         self.port = _free_port()
-        prefix = f"cdm_{secrets.token_hex(4)}_"
+        prefix = f"{SHM_PREFIX}{secrets.token_hex(4)}_"
         command = [
             str(wheel.server),
             f"--model-repository={repository.resolve()}",
@@ -40,6 +41,9 @@ class TritonProcess:
             "--allow-http=false",
             "--allow-metrics=false",
             "--disable-auto-complete-config",
+            # One model that does not load must not keep the others from a restart.
+            "--exit-on-error=false",
+            "--strict-readiness=false",
             f"--exit-timeout-secs={EXIT_SECONDS}",
             "--backend-config=python,shm-default-byte-size=4194304",
             "--backend-config=python,shm-growth-byte-size=1048576",
@@ -85,6 +89,12 @@ class TritonProcess:
         """Leave nothing of it, at once; waits."""
         self._guard.terminate()
         self.close()
+
+
+def errors_in(log: str) -> str:
+    """The last lines of Triton's log without its tables and notes."""
+    lines = [line for line in log.splitlines() if line and line[0] not in "I+|"]
+    return "\n".join(lines[-20:] or log.splitlines()[-20:])
 
 
 def _free_port() -> int:

@@ -9,14 +9,15 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator
-from pathlib import Path
 
 from cdm_serve.engine.job import Job, Partial, Picture
 from cdm_serve.errors import StartError
 from cdm_serve.settings import Settings
 from cdm_serve.triton.client import TritonClient, TritonError, TritonLost
-from cdm_serve.triton.launcher import TritonProcess
-from cdm_serve.triton.models import ModelCard
+from cdm_serve.triton.launcher import TritonProcess, errors_in
+from cdm_serve.triton.processes import alive
+from cdm_serve.triton.protocol import Message
+from cdm_serve.triton.shelf import Shelf
 from cdm_serve.triton.wheel import TritonWheel
 
 logger = logging.getLogger(__name__)
@@ -26,18 +27,36 @@ LONGEST_PAUSE = 30.0
 
 
 class Supervisor:
-    """One Triton: the bundled one when ``wheel`` is given, else the one at ``settings.triton``."""
+    """One Triton: the bundled one when ``wheel`` is given, else the one at ``settings.triton``.
+
+    ``models`` are the cards of the served models by name; ``reports`` what each said of itself at
+    its last sign of life, see ``protocol``.
+    """
 
     def __init__(self, settings: Settings, wheel: TritonWheel | None) -> None:
-        self.models: dict[str, ModelCard] = {}
-        self.ready = False
         self.restarts = 0
         self._settings = settings
         self._wheel = wheel
+        self._shelf = Shelf(settings.model_repository if wheel else None)
+        self._ready = asyncio.Event()
         self._process: TritonProcess | None = None
         self._client: TritonClient | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self.models = self._shelf.cards
+        self.reports = self._shelf.reports
+
+    @property
+    def ready(self) -> bool:
+        """Whether pictures can be had right now."""
+        return self._ready.is_set()
+
+    async def until_ready(self, seconds: float) -> bool:
+        """Wait for it; returns whether it is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ready.wait()
+        return self.ready
 
     async def start(self) -> None:
         """Bring Triton up and begin to watch it.
@@ -46,11 +65,16 @@ class Supervisor:
             StartError: it ended or was not ready in time; its log was written to the logger.
         """
         await self._bring_up()
+        if self._shelf.missing:
+            log = "" if self._process is None else self._process.log()
+            await self._tear_down(graceful=False)
+            logger.error("%s", errors_in(log))
+            raise StartError(f"{', '.join(self._shelf.missing)} cannot be loaded; the log is above")
         self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
         """Let Triton finish what it has, then end it and leave nothing of it."""
-        self.ready = False
+        self._ready.clear()
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -59,20 +83,21 @@ class Supervisor:
 
     async def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
         """Partial images and then the picture; see TritonClient.stream."""
-        if not self.ready or self._client is None:
-            raise TritonLost("the model is being loaded")
-        async with contextlib.aclosing(self._client.stream(model, job)) as answers:
+        client = self._connected()
+        if model not in self.models:
+            raise TritonError(f"{model} is no longer served", "invalid")
+        async with contextlib.aclosing(client.stream(model, job)) as answers:
             async for answer in answers:
                 yield answer
 
-    async def generate(
-        self, model: str, prompt: str, seed: int, steps: int, width: int, height: int
-    ) -> Picture:
-        """One picture; see TritonClient.stream for what is raised."""
-        job = Job(prompt, seed, steps, f"{width}x{height}")
-        (picture,) = [answer async for answer in self.stream(model, job)]
-        assert isinstance(picture, Picture)
-        return picture
+    async def describe(self, model: str) -> Message:
+        """What a model says of itself right now; see TritonClient.describe."""
+        return await self._connected().describe(model)
+
+    def _connected(self) -> TritonClient:
+        if not self.ready or self._client is None:
+            raise TritonLost("the model is being loaded")
+        return self._client
 
     async def _bring_up(self) -> None:
         try:
@@ -86,27 +111,24 @@ class Supervisor:
                 assert self._settings.triton is not None
                 address = self._settings.triton
             self._client = TritonClient(address)
-            await self._until_ready(self._client, address)
-            self.models = {
-                name: ModelCard.from_report(name, await self._describe(name))
-                for name in await self._client.models()
-            }
+            await self._until_up(self._client, address)
+            await self._shelf.fill(self._client)
             if not self.models:
                 raise StartError(f"Triton at {address} serves no model: export one first")
         except BaseException:
             await self._tear_down(graceful=False)
             raise
-        self.ready = True
+        self._ready.set()
 
-    async def _until_ready(self, client: TritonClient, address: str) -> None:
+    async def _until_up(self, client: TritonClient, address: str) -> None:
         deadline = time.monotonic() + self._settings.start_seconds
         while not await client.ready():
             if self._process is not None and not self._process.running:
-                logger.error("%s", _errors(self._process.log()))
+                logger.error("%s", errors_in(self._process.log()))
                 raise StartError("Triton ended while loading the models; its log is above")
             if time.monotonic() > deadline:
                 if self._process is not None:
-                    logger.error("%s", _errors(self._process.log()))
+                    logger.error("%s", errors_in(self._process.log()))
                 raise StartError(
                     f"Triton at {address} was not ready within {self._settings.start_seconds:g} "
                     "seconds: check that it is up and that its models load"
@@ -136,15 +158,20 @@ class Supervisor:
 
     async def _until_trouble(self) -> str:
         """Wait for a death, or for a heartbeat that fails; a death is seen at once."""
-        heartbeat = asyncio.create_task(self._beat())
+        assert self._client is not None
+        heartbeat = asyncio.create_task(self._beat(self._client))
+        following = asyncio.create_task(self._shelf.follow(self._client))
         try:
             while True:
                 await asyncio.wait([heartbeat], timeout=POLL_SECONDS)
-                reason = self._death() or (heartbeat.result() if heartbeat.done() else None)
+                reason = self._death()
+                if reason is None and heartbeat.done():
+                    reason = heartbeat.result()
                 if reason is not None:
                     return reason
         finally:
             heartbeat.cancel()
+            following.cancel()
 
     def _death(self) -> str | None:
         """Who died, as the process table says."""
@@ -153,26 +180,28 @@ class Supervisor:
         if not self._process.running:
             return "Triton ended"
         for card in self.models.values():
-            if not _alive(card.pid):
+            if card.id not in self._shelf.changing and not alive(card.pid):
                 return f"the process of model {card.id} ended"
         return None
 
-    async def _beat(self) -> str:
+    async def _beat(self, client: TritonClient) -> str:
         """Ask every model again and again; returns what went wrong."""
         timeout = self._settings.heartbeat_timeout
         while True:
             await asyncio.sleep(self._settings.heartbeat_seconds)
-            for name in self.models:
+            for name in list(self.models):
                 try:
                     async with asyncio.timeout(timeout):
-                        await self._describe(name)
+                        await self._shelf.refresh(client, name)
                 except TimeoutError:
                     return f"model {name} has not answered for {timeout:g} s"
                 except (TritonLost, TritonError) as error:
-                    return str(error)
+                    # One that is being replaced or taken away may be gone by now.
+                    if name in self.models and name not in self._shelf.changing:
+                        return str(error)
 
     async def _recover(self, reason: str) -> None:
-        self.ready = False
+        self._ready.clear()
         self.restarts += 1
         logger.warning("%s; restarting", reason)
         if self._client is not None:
@@ -189,23 +218,3 @@ class Supervisor:
             else:
                 logger.warning("ready again")
                 return
-
-    async def _describe(self, name: str) -> dict[str, object]:
-        if self._client is None:
-            raise TritonLost("not connected")
-        return await self._client.describe(name)
-
-
-def _alive(pid: int) -> bool:
-    """Whether the process is there and not a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def _errors(log: str) -> str:
-    """The last lines of Triton's log without its tables and notes."""
-    lines = [line for line in log.splitlines() if line and line[0] not in "I+|"]
-    return "\n".join(lines[-20:] or log.splitlines()[-20:])

@@ -1,6 +1,5 @@
 """How a server ends: nothing of it stays."""
 
-import contextlib
 import os
 import signal
 import time
@@ -10,11 +9,21 @@ from pathlib import Path
 import httpx
 import pytest
 
-SEGMENTS = "cdm_*"
 
+class Segments:
+    """The shared memory of one server, known as long as its Triton runs."""
 
-def segments():
-    return set(Path("/dev/shm").glob(SEGMENTS))
+    def __init__(self, server):
+        (triton,) = [pid for pid, name in server.descendants().items() if name == "tritonserver"]
+        command = Path(f"/proc/{triton}/cmdline").read_text().split("\0")
+        (self.prefix,) = [
+            argument.partition("shm-region-prefix-name=")[2]
+            for argument in command
+            if "shm-region-prefix-name=" in argument
+        ]
+
+    def __call__(self):
+        return list(Path("/dev/shm").glob(f"{self.prefix}*"))
 
 
 def survivors(processes, seconds):
@@ -34,10 +43,10 @@ def alive(pid):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_what_is_in_flight_and_leaves_nothing(start, number):
-    before = segments()
     server = start()
     server.wait_ready()
-    assert segments() > before
+    segments = Segments(server)
+    assert segments()
     processes = server.descendants()
     with ThreadPoolExecutor(4) as pool:
         running = [
@@ -53,7 +62,7 @@ def test_a_signal_finishes_what_is_in_flight_and_leaves_nothing(start, number):
     assert [answer.status_code for answer in answers] == [200] * 4
     assert answers[3].text.count("event: image_generation.completed") == 10
     assert not survivors(processes, 0)
-    assert segments() <= before
+    assert not segments()
     assert not list(server.output.parent.glob("cdm-serve-*"))
     assert server.printed.endswith("stopped\n")
     with pytest.raises(httpx.ConnectError):
@@ -61,46 +70,44 @@ def test_a_signal_finishes_what_is_in_flight_and_leaves_nothing(start, number):
 
 
 def test_a_signal_while_the_models_load_leaves_nothing(start):
-    before = segments()
     server = start()
     while "tritonserver" not in (processes := server.descendants()).values():
         time.sleep(0.02)
+    segments = Segments(server)
     assert server.interrupt() == 0
     assert not survivors(processes, 0)
-    assert segments() <= before
+    assert not segments()
     assert not list(server.output.parent.glob("cdm-serve-*"))
 
 
 def test_triton_does_not_outlive_a_killed_server(start):
-    before = segments()
     server = start()
     server.wait_ready()
-    processes = server.descendants()
+    processes, segments = server.descendants(), Segments(server)
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
     assert not survivors(processes, 60)
-    assert segments() <= before
+    assert not segments()
     assert not list(server.output.parent.glob("cdm-serve-*"))
 
 
 def test_not_even_when_the_guard_is_killed_too(start):
-    """The kernel then ends Triton; a stub that waits for a lock of Triton's may be left."""
-    before = segments()
+    """The kernel then ends Triton, its stub notices, and the next server clears up."""
     server = start()
     server.wait_ready()
-    processes = server.descendants()
+    processes, segments = server.descendants(), Segments(server)
     (guard,) = [pid for pid in processes if parent(pid) == server.process.pid]
-    (triton,) = [pid for pid in processes if parent(pid) == guard]
-    (stub,) = [pid for pid in processes if parent(pid) == triton]
     os.kill(server.process.pid, signal.SIGSTOP)  # it would clean up after the guard
     os.kill(guard, signal.SIGKILL)
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
-    assert not survivors([triton], 60)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(stub, signal.SIGKILL)
-    for segment in segments() - before:
-        segment.unlink()
+    assert not survivors(processes, 60)
+    assert segments()
+    following = start()
+    following.wait_ready()
+    assert not segments()
+    assert not list(server.output.parent.glob("cdm-serve-*"))
+    assert following.interrupt() == 0
 
 
 def test_a_hung_model_does_not_hold_up_the_end(start):
