@@ -8,7 +8,6 @@ done again.
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 
 from benchmarks.errors import BenchError
@@ -77,7 +75,7 @@ def run_ablation(
     """Train and judge what is missing in ``folder``; None if interrupted.
 
     Returns:
-        ``settings``, ``machine`` and ``results``: by name the overrides, the seconds of training in
+        ``settings`` and ``results``: by name the overrides, the seconds of training in
         this run and the scores by number of steps; the teacher's and the untrained student's first.
 
     Raises:
@@ -130,9 +128,7 @@ def run_ablation(
         if result is None:
             return None
         results[name] = result
-    machine = f"{platform.machine()}, {platform.system()} {platform.release()}"
-    settings = {"settings": ablation.settings(), "machine": machine, "torch": torch.__version__}
-    return {**settings, "results": results}
+    return {"settings": ablation.settings(), "results": results}
 
 
 def accuracy(scores: dict[str, Any]) -> float:

@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     teacher.add_argument("--singles", type=count, default=24_000, help="pictures of one subject")
     teacher.add_argument("--pairs", type=count, default=16_000, help="pictures of two subjects")
 
+    prompts = commands.add_parser("prompts", help="draw captions to distil with")
+    prompts.add_argument("--subjects", type=subjects, default=most, help="that the teacher knows")
+    prompts.add_argument("--count", type=count, default=2000)
+    prompts.add_argument("--out", type=Path, default=Path("distill/recipes/emoji-prompts.txt"))
+
     judge = commands.add_parser("judge", help="train the classifier that scores pictures")
     judge.add_argument("--folder", type=Path, default=Path("runs/emoji-judge"))
     judge.add_argument("--out", type=Path, default=Path("models/emoji-judge"))

@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
 from distill.adapters import load_adapter
+from distill.emoji.compose import draw_composition
 from distill.emoji.gallery import save_gallery
 from distill.emoji.judge import load_judge, save_judge, train_judge
 from distill.emoji.latents import LatentPool, LivePool, latent_pool, live_pool
@@ -29,6 +31,8 @@ from distill.pictures import save_grid
 if TYPE_CHECKING:
     from diffusers import StableDiffusion3Pipeline
 
+PAIRS = 0.4  # share of captions with two subjects
+PROMPT_SEED = 3  # no training draws its pictures from it
 _JUDGED = 4000  # pictures on which the judge's own accuracy is measured
 
 
@@ -77,12 +81,21 @@ def _teacher(arguments: argparse.Namespace) -> None:
         minutes=arguments.minutes,
     )
     teacher = train_teacher(
-        arguments.folder, plan, vae, tokenizer, pool, pairs=0.4, older=arguments.older
+        arguments.folder, plan, vae, tokenizer, pool, pairs=PAIRS, older=arguments.older
     )
     if join_processes()[0] > 0:
         return
     with whole_folder(arguments.out) as temporary:
         teacher.pipeline(vae, tokenizer).to(torch.float16).save_pretrained(temporary)
+
+
+def _prompts(arguments: argparse.Namespace) -> None:
+    rng = np.random.default_rng(PROMPT_SEED)
+    captions: dict[str, None] = {}  # in order, each once
+    while len(captions) < arguments.count:
+        captions[draw_composition(rng, arguments.subjects, PAIRS).caption] = None
+    with whole_file(arguments.out) as temporary:
+        temporary.write_text("".join(f"{caption}\n" for caption in captions))
 
 
 def _judge(arguments: argparse.Namespace) -> None:
@@ -162,6 +175,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "sprites": _sprites,
     "vae": _vae,
     "teacher": _teacher,
+    "prompts": _prompts,
     "judge": _judge,
     "score": _score,
     "sample": _sample,

@@ -1,10 +1,20 @@
+import zlib
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from distill.emoji.compose import CANVAS, Composition, draw_composition, pair, single
+from distill.emoji.__main__ import main
+from distill.emoji.compose import (
+    CANVAS,
+    HELD_OUT_PART,
+    Composition,
+    draw_composition,
+    pair,
+    single,
+)
 from distill.emoji.composer import PicturePool, drawn
 from distill.emoji.sprites import sprite
 from distill.emoji.vocabulary import COLORS, RELATIONS, SCENES, SIZES, SUBJECTS, with_article
@@ -113,3 +123,16 @@ def test_held_out_combinations_never_meet_training() -> None:
     trained = {draw_composition(rng, 48, 0.5).caption for _ in range(2000)}
     held = {draw_composition(rng, 48, 0.5, held_out=True).caption for _ in range(300)}
     assert not trained & held
+
+
+def test_prompts_are_what_training_may_see(tmp_path: Path) -> None:
+    out = tmp_path / "prompts.txt"
+    assert main(["prompts", "--subjects", "5", "--count", "300", "--out", str(out)]) == 0
+    captions = out.read_text().splitlines()
+    assert len(set(captions)) == len(captions) == 300
+    assert all(zlib.crc32(caption.encode()) % HELD_OUT_PART for caption in captions)
+    words = " ".join(captions).split()
+    assert {noun for noun, _ in SUBJECTS[:5]} <= set(words)
+    assert not {noun for noun, _ in SUBJECTS[5:]} & set(words)
+    pairs = sum(any(f" {relation} " in caption for relation in RELATIONS) for caption in captions)
+    assert 90 < pairs < 150
