@@ -6,12 +6,10 @@ on the teacher itself, one update of each form in turn. Both forms see the same 
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import fmean, quantiles, stdev
 from typing import Any
 
@@ -61,10 +59,8 @@ class Spread:
 class UpdateCost:
     """Units a sample and student update; seconds a student update; released over ours, paired."""
 
-    machine: str
     device: str
     threads: int
-    torch: str
     batch: int
     n_max: int
     counted_updates: int
@@ -75,10 +71,6 @@ class UpdateCost:
     seconds_released: Spread
     faster: Spread
     faster_overall: float
-
-    def json(self) -> str:
-        """Return the result as indented JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 def measure(recipe: Recipe, counted: int, pairs: int, on_update: Callable[[], None]) -> UpdateCost:
@@ -101,10 +93,8 @@ def measure(recipe: Recipe, counted: int, pairs: int, on_update: Callable[[], No
     ours, released = _time(recipe, pairs, on_update)
     device = Processes(recipe.runtime.device).device
     return UpdateCost(
-        machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         threads=torch.get_num_threads(),
-        torch=torch.__version__,
         batch=recipe.batch,
         n_max=recipe.schedule.n_max,
         counted_updates=counted,

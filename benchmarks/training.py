@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+from dataclasses import asdict
 from typing import Any
 
 import diffusers
@@ -15,7 +15,7 @@ from rich.table import Table
 from benchmarks.ablation import STEPS, TEACHER, Ablation, accuracy, run_ablation
 from benchmarks.chart import Chart, save_charts
 from benchmarks.distill import FASTER, UNITS_OURS, UNITS_RELEASED, Spread, UpdateCost, measure
-from benchmarks.files import write_whole
+from benchmarks.record import write_result
 from distill.recipe_file import read_recipe
 
 
@@ -30,7 +30,7 @@ def distill(arguments: argparse.Namespace, console: Console) -> int:
         cost = measure(recipe, arguments.updates, arguments.pairs, lambda: progress.advance(task))
     console.print(_cost_table(cost))
     if arguments.out:
-        write_whole(arguments.out, cost.json())
+        write_result(arguments.out, asdict(cost))
     return 0
 
 
@@ -56,7 +56,7 @@ def ablation(arguments: argparse.Namespace, console: Console) -> int:
         console.print("stopped; the same command goes on from here")
         return 130
     console.print(_ablation_table(results))
-    write_whole(arguments.folder / "ablation.json", json.dumps(results, indent=2) + "\n")
+    write_result(arguments.folder / "ablation.json", results)
     save_charts(_charts(results), arguments.folder / "ablation.png")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from pathlib import Path
 from types import FrameType
 
@@ -33,6 +34,8 @@ def distil(recipe: Recipe, folder: Path, resume: bool, console: Console) -> int:
     """
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
+    # Of RMSNorm, whose weights stay float32 under autocast: there is no fused kernel for that.
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     processes = Processes(recipe.runtime.device)

@@ -110,7 +110,7 @@ def _with_checkpointing(recipe: Recipe, on: bool) -> Recipe:
 
 
 def _prompt_line(adapter: Adapter, recipe: Recipe, prompts: int | None) -> str:
-    one = condition_of(adapter, 1, recipe.max_sequence_length)
+    one = condition_of(adapter, 1)
     numbers = one.prompt_embeds.numel() + (0 if one.pooled is None else one.pooled.numel())
     most = recipe.runtime.prompts_in_memory
     held, count = (most, "a dataset") if prompts is None else (min(most, prompts), f"{prompts:,}")

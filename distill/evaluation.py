@@ -59,11 +59,11 @@ class Evaluation:
         return {"distance": distance, **levels}, collapse(levels, self.expected)
 
     def _teacher(self, path: Path) -> Tensor:
-        recipe = self.trainer.recipe
+        recipe, adapter = self.trainer.recipe, self.trainer.adapter
         made_of = json.dumps(
             {
                 "teacher": _weights(recipe.teacher),
-                "size": [recipe.height, recipe.width, recipe.max_sequence_length],
+                "size": [recipe.height, recipe.width, adapter.max_sequence_length],
                 "evaluation": [recipe.evaluation.teacher_steps, recipe.evaluation.guidance],
                 "prompts": self.samples.prompts,
             }

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -34,7 +34,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     except _WRITE_ERRORS as error:
         raise DistillError(f"{path} cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the parent is a file, say
+            temporary.unlink(missing_ok=True)
 
 
 def drop_unfinished(folder: Path, name: str = "") -> None:

@@ -135,7 +135,7 @@ def _kept(adapter: Adapter, network: nn.Module, recipe: Recipe, samples: int) ->
         return tensor
 
     x = torch.empty(samples, *adapter.latent_shape(recipe.height, recipe.width))
-    condition = condition_of(adapter, samples, recipe.max_sequence_length)
+    condition = condition_of(adapter, samples)
     # As the trainer has it: on a CPU matmul and softmax, elsewhere torch's choice, flash attention.
     on_cpu = recipe.runtime.device == "cpu"
     low = recipe.runtime.precision == "bf16"

@@ -130,6 +130,7 @@ class Recipe:
         teacher: diffusers folder or hub name.
         output: the student's folder; its last part is the student's name.
         prompts: a text file, one prompt a line; JSONL; or the name of a Hugging Face dataset.
+        max_sequence_length: text tokens, as the adapter takes them; None is its own choice.
         updates: student updates.
         fake_updates: fake-teacher updates for each student update.
         fake_pull: after each of its updates the fake teacher moves so far towards the student.
@@ -143,7 +144,7 @@ class Recipe:
     prompts: str
     height: int
     width: int
-    max_sequence_length: int = 256
+    max_sequence_length: int | None = None
     steps: int = 4
     updates: int = 2000
     batch: int = 16
@@ -182,7 +183,7 @@ class Recipe:
             "runtime.prompts_in_memory": self.runtime.prompts_in_memory,
         }
         at_least_0: dict[str, float] = {
-            "max_sequence_length": self.max_sequence_length,
+            "max_sequence_length": self.max_sequence_length or 0,
             "updates": self.updates,
             "seed": self.seed,
             "loss.ca": loss.ca,

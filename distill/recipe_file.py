@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from distill.errors import DistillError
@@ -56,6 +57,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         if not isinstance(value, dict):
             raise DistillError(f"recipe key {key} must be a table, not {value!r}")
         return fill(kind, value, f"{key}.")  # type: ignore[arg-type]  # a class, not an instance
+    if get_origin(kind) is UnionType:  # with None, which TOML has not: the key is left out
+        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             choices = " or ".join(repr(choice) for choice in get_args(kind))

@@ -13,7 +13,7 @@ from distill.adapters.loading import ADAPTERS, model_index
 from distill.errors import DistillError
 
 
-def load_skeleton(path_or_name: str, max_sequence_length: int) -> Adapter:
+def load_skeleton(path_or_name: str, max_sequence_length: int | None = None) -> Adapter:
     """An adapter whose networks are on the meta device; of a hub name small files are fetched.
 
     Raises:
@@ -42,12 +42,12 @@ def networks_of(adapter: Adapter) -> dict[str, nn.Module]:
     return {name: part for name, part in parts if isinstance(part, nn.Module)}
 
 
-def condition_of(adapter: Adapter, rows: int, max_sequence_length: int) -> Condition:
+def condition_of(adapter: Adapter, rows: int) -> Condition:
     """Empty embeddings of the shape that ``encode`` gives."""
     config = adapter.pipeline.transformer.config
     tokens = adapter.pipeline.tokenizer_max_length
     if adapter.name == "sd3":
-        tokens += max_sequence_length  # T5's, behind CLIP's
+        tokens += adapter.max_sequence_length  # T5's, behind CLIP's
         pooled = torch.empty(rows, config.pooled_projection_dim)
     else:
         pooled = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from distill.adapters import load_adapter
+from distill.adapters import Adapter, load_adapter
 from distill.adapters.loading import pipeline_folder
 from distill.files import whole_folder
 from distill.lora import add_lora, merge_lora
@@ -48,22 +48,22 @@ def save_student(trainer: Trainer) -> Path:
             merge_lora(adapter.transformer)
         with whole_folder(output) as folder:
             adapter.pipeline.save_pretrained(folder)
-            description = json.dumps(describe(recipe, trainer.updates, adapter.name), indent=2)
+            description = json.dumps(describe(recipe, trainer.updates, adapter), indent=2)
             (folder / "cdm.json").write_text(description + "\n", encoding="utf-8")
     trainer.processes.wait()
     return output
 
 
-def describe(recipe: Recipe, updates: int, architecture: str) -> dict[str, Any]:
+def describe(recipe: Recipe, updates: int, adapter: Adapter) -> dict[str, Any]:
     """What ``cdm.json`` says: how to sample the student, and where it comes from."""
     return {
         "format": 1,
         "name": Path(recipe.output).name,
-        "architecture": architecture,
+        "architecture": adapter.name,
         "steps": recipe.steps,
         "sigmas": [1.0 - i / recipe.steps for i in range(recipe.steps)],
         "guidance_scale": 1.0,
-        "max_sequence_length": recipe.max_sequence_length,
+        "max_sequence_length": adapter.max_sequence_length,
         "height": recipe.height,
         "width": recipe.width,
         "teacher": {

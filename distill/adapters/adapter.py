@@ -51,6 +51,7 @@ class Adapter(Protocol):
 
     name: str
     pipeline: Any  # diffusers' own, whose components are used as they are
+    max_sequence_length: int  # text tokens, besides those of SD3's CLIPs
 
     @property
     def transformer(self) -> nn.Module:

@@ -75,7 +75,6 @@ def test_longcat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         weights.unlink()
     (tmp_path / "tiny.toml").write_text(
         f'teacher = "{folder}"\noutput = "x"\nprompts = "owner/name"\nheight = 64\nwidth = 64\n'
-        "max_sequence_length = 512\n"
     )
     assert main([str(tmp_path / "tiny.toml"), "--dry-run"]) == 0
     printed = capsys.readouterr().out

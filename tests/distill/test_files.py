@@ -35,6 +35,16 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with (
+        pytest.raises(DistillError, match=r"notes/file cannot be written"),
+        whole_file(tmp_path / "notes" / "file"),
+    ):
+        pass
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_other_errors_pass_and_clean_up(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "file") as temporary:
         temporary.write_text("half")

@@ -20,8 +20,6 @@ def same_threads_afterwards():
     torch.set_num_threads(threads)
 
 
-# RMSNorm's own remark on autocast over float32 weights.
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_two_updates_give_a_student_that_diffusers_samples(tmp_path: Path) -> None:
     teacher, student = tiny_longcat(tmp_path / "teacher"), tmp_path / "student"
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
@@ -33,7 +31,6 @@ def test_two_updates_give_a_student_that_diffusers_samples(tmp_path: Path) -> No
         prompts = "{tmp_path / "prompts.txt"}"
         height = 40
         width = 64
-        max_sequence_length = 512
         updates = 2
         batch = 4
         [schedule]

@@ -46,7 +46,7 @@ def test_a_skeleton_has_the_adapters_shapes_and_no_weights(
 def test_the_embeddings_have_the_encoders_shape(tmp_path: Path, t5: bool) -> None:
     folder = str(tiny_sd3(tmp_path / "teacher", t5=t5))
     real = load_adapter(folder, max_sequence_length=16).encode(PROMPTS[:2])
-    empty = condition_of(load_skeleton(folder, 16), 2, 16)
+    empty = condition_of(load_skeleton(folder, 16), 2)
     assert empty.prompt_embeds.shape == real.prompt_embeds.shape
     assert empty.pooled.shape == real.pooled.shape
 

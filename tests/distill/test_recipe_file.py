@@ -34,6 +34,16 @@ def test_a_minimal_recipe_has_the_published_values(tmp_path: Path) -> None:
     assert (optimiser.warmup, optimiser.grad_clip) == (100, 1.0)
     assert (recipe.updates, recipe.batch, recipe.fake_updates) == (2000, 16, 2)
     assert (recipe.fake_pull, recipe.ema) == (0.001, 0.999)
+    assert recipe.max_sequence_length is None  # each architecture has its own
+
+
+def test_a_text_length(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    assert read_recipe(path, ["max_sequence_length=0"]).max_sequence_length == 0
+    with pytest.raises(DistillError, match=r"max_sequence_length must be a whole number, not 'T5'"):
+        read_recipe(path, ["max_sequence_length=T5"])
+    with pytest.raises(DistillError, match=r"max_sequence_length = -1 must be 0 or more"):
+        read_recipe(path, ["max_sequence_length=-1"])
 
 
 def test_tables_and_overrides(tmp_path: Path) -> None:
