@@ -63,7 +63,6 @@ def _request(arguments: argparse.Namespace) -> Request:
         raise ExportError(f"--max-batch {arguments.max_batch}: at least one sample makes a batch")
     if arguments.dry_run and arguments.to != "tensorrt":
         raise ExportError("--dry-run shows TensorRT engines; use it with --to tensorrt")
-    default = "fp32" if arguments.to == "onnx" else "fp16"
     options = Options(
         refit=arguments.refit,
         version_compatible=arguments.version_compatible,
@@ -75,7 +74,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         repository=arguments.out,
         name=arguments.name,
         sizes=parse_sizes(sizes) if sizes is not None else None,
-        precision=arguments.precision or default,
+        precision=arguments.precision,
         max_batch=arguments.max_batch,
         components=parse_components(components) if components is not None else COMPONENTS,
         tensorrt=options if arguments.to == "tensorrt" else None,
@@ -106,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         choices=("fp32", "fp16", "bf16"),
-        help="type of the weights and of the arithmetic (default: fp32, for TensorRT fp16)",
+        help="type of the weights and of the arithmetic (default: fp32; for TensorRT "
+        "fp16, of LongCat bf16)",
     )
     parser.add_argument(
         "--max-batch",

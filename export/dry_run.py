@@ -26,7 +26,7 @@ def show(request: Request, options: Options, console: Console) -> None:
         for i, profile in enumerate(each):
             _rows(table, component, i, profile)
     console.print(table)
-    console.print("\nBuilt from the exported graphs by these commands:")
+    console.print(f"\nBuilt from the {plan.precision.name} graphs by these commands:")
     for component, each in shapes.items():
         # Not through the console, which would break the lines.
         print(trtexec(component, each, options.trtexec()), file=console.file)

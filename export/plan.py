@@ -48,7 +48,8 @@ def plan(request: Request, student: Student) -> Plan:
             f"model name {name!r}: use letters, digits, '.', '_' and '-' only; choose one by --name"
         )
     components = tuple(each for each in COMPONENTS if each in request.components)
-    precision = PRECISIONS[request.precision]
+    default = "fp32" if request.tensorrt is None else student.architecture.half
+    precision = PRECISIONS[request.precision or default]
     return Plan(name, sizes, precision, request.max_batch, components)
 
 

@@ -23,7 +23,7 @@ class Request:
     repository: Path
     name: str | None = None
     sizes: tuple[Size, ...] | None = None
-    precision: str = "fp32"
+    precision: str | None = None
     max_batch: int = 16
     components: tuple[str, ...] = COMPONENTS
     tensorrt: Options | None = None

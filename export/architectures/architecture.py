@@ -16,6 +16,7 @@ class Architecture(Protocol):
     """One architecture's part of the export; everything else is written once for all."""
 
     adapter: Adapter
+    half: str  # the precision of two bytes that its networks are sound in
 
     def tokenizers(self) -> list[PipelineTokenizer]:
         """The pipeline's tokenizers, in the order of the text encoder's inputs."""

@@ -22,6 +22,8 @@ _POSITIONS = 2048
 class LongCat:
     """Exports what ``LongCatAdapter`` adapts."""
 
+    half = "bf16"  # Qwen's activations leave float16's range
+
     def __init__(self, adapter: LongCatAdapter) -> None:
         self.adapter = adapter
         self._pipeline = adapter.pipeline

@@ -18,6 +18,8 @@ from export.tokenizers import PipelineTokenizer, Tokens
 class Sd3:
     """Exports what ``Sd3Adapter`` adapts."""
 
+    half = "fp16"
+
     def __init__(self, adapter: Sd3Adapter) -> None:
         self.adapter = adapter
         self._pipeline = adapter.pipeline

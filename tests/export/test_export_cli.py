@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from export import verify
 from export.cli import main
@@ -51,6 +52,57 @@ def test_options_that_cannot_be_met(
     assert not out.exists()
 
 
+def truncate(student: Path) -> None:
+    path = student / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def break_a_weight(student: Path) -> None:
+    path = student / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["norm_out.linear.weight"][0, 0] = float("inf")
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def change_class(student: Path) -> None:
+    edit(student / "model_index.json", _class_name="FluxPipeline")
+
+
+def change_scheduler(student: Path) -> None:
+    edit(student / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
+    edit(student / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler")
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (truncate, "vae"),
+        (break_a_weight, "weight norm_out.linear.weight has values that are not finite"),
+        (change_class, "FluxPipeline, not a flow-matching pipeline"),
+        (change_scheduler, "expected FlowMatchEulerDiscreteScheduler"),
+    ],
+)
+def test_students_that_cannot_be_exported(
+    capsys: pytest.CaptureFixture[str],
+    student_copy: Path,
+    exported: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    message: str,
+) -> None:
+    """What was exported before goes on as it is."""
+    out = tmp_path / "out"
+    shutil.copytree(exported, out / "tiny")
+    before = snapshot(out)
+    damage(student_copy)
+    assert message in refused(capsys, student_copy, "--to", "onnx", "--out", out)
+    assert snapshot(out) == before and [path.name for path in out.iterdir()] == ["tiny"]
+
+
 def test_folders_that_cannot_be_used(
     capsys: pytest.CaptureFixture[str], student_folder: Path, tmp_path: Path
 ) -> None:
@@ -58,6 +110,8 @@ def test_folders_that_cannot_be_used(
     nowhere = tmp_path / "nowhere"
     assert "not a folder" in refused(capsys, nowhere, "--to", "onnx", "--out", out)
     assert "not a diffusers folder" in refused(capsys, tmp_path, "--to", "onnx", "--out", out)
+    kernel = "/proc/export"  # where not even root can make a folder
+    assert "cannot write to" in refused(capsys, student_folder, "--to", "onnx", "--out", kernel)
     file = tmp_path / "file"
     file.touch()
     assert "cannot write to" in refused(capsys, student_folder, "--to", "onnx", "--out", file)

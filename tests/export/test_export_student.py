@@ -20,7 +20,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_a_student_is_loaded_in_float32_with_its_card(student: Student) -> None:
     assert (student.name, student.steps, student.size) == ("tiny", 4, Size(64, 64))
-    assert student.adapter.max_sequence_length == 16  # type: ignore[attr-defined]
+    assert student.adapter.max_sequence_length == 16
     assert student.adapter.pipeline.dtype == torch.float32
 
 
@@ -29,7 +29,7 @@ def test_a_plain_folder_is_taken_with_diffusers_defaults(student_copy: Path) -> 
     student = load_student(student_copy)
     assert not student.has_card
     assert (student.name, student.steps, student.size) == ("student", 4, Size(64, 64))
-    assert student.adapter.max_sequence_length == 256  # type: ignore[attr-defined]
+    assert student.adapter.max_sequence_length == 256
 
 
 def test_the_hash_is_of_what_is_exported(student: Student, student_copy: Path) -> None:

@@ -1,6 +1,7 @@
 """What can be known of TensorRT engines without a GPU: shapes, operators, types, refusals."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,9 @@ def test_a_longcat_has_profiles_of_its_own_inputs(longcat: Student) -> None:
         ("sd3", "bf16", "vae_decoder"),
         ("longcat", "fp16", "transformer"),
         ("longcat", "fp32", "text_encoder"),
+        pytest.param("longcat", "bf16", "text_encoder", marks=pytest.mark.slow),
+        pytest.param("longcat", "bf16", "transformer", marks=pytest.mark.slow),
+        pytest.param("longcat", "bf16", "vae_decoder", marks=pytest.mark.slow),
     ],
 )
 def test_operators_and_types_are_documented(
@@ -147,6 +151,17 @@ def test_a_dry_run_shows_profiles_and_writes_nothing(
         f"--onnx={component}.onnx" for component in ("text_encoder", "transformer", "vae_decoder")
     ]
     assert not (tmp_path / "out").exists()
+
+
+def test_engines_are_of_half_precision_and_graphs_of_float32_by_default(
+    student: Student, longcat: Student
+) -> None:
+    graphs = Request(Path("student"), Path("out"))
+    engines = Request(Path("student"), Path("out"), tensorrt=Options())
+    assert plan(engines, student).precision.name == "fp16"
+    assert plan(engines, longcat).precision.name == "bf16"
+    assert plan(graphs, longcat).precision.name == "fp32"
+    assert plan(replace(engines, precision="fp32"), longcat).precision.name == "fp32"
 
 
 @pytest.mark.skipif(first_gpu() is not None, reason="there is a GPU")

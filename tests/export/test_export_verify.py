@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxruntime.quantization import quantize_dynamic
 from pipelines import tiny_sd3
 from rich.console import Console
 
@@ -15,7 +16,7 @@ from export.plan import Plan
 from export.precision import PRECISIONS
 from export.repository import staged
 from export.request import COMPONENTS
-from export.runtimes import runtimes
+from export.runtimes import Runtime, runtimes
 from export.sizes import Size
 from export.student import Student, load_student
 from export.table import verification_table
@@ -61,7 +62,7 @@ def test_every_output_is_compared_at_every_batch_and_size_in_every_runtime(
 def impostor(tmp_path: Path) -> Student:
     """A student of the same shapes and other weights."""
     impostor = load_student(tiny_sd3(tmp_path / "impostor", seed=1, t5=True))
-    impostor.adapter.max_sequence_length = 16  # type: ignore[attr-defined]
+    impostor.adapter.max_sequence_length = 16
     return impostor
 
 
@@ -116,3 +117,26 @@ def test_a_graph_whose_samples_see_each_other_is_refused(
     assert {(type(f), f.runtime) for f in failures} == {(Invariance, "openvino-f32")}
     assert "transformer in openvino-f32 at batch 4" in str(failures[0])
     assert "openvino-f32" not in verification.served
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the quantizer's own
+def test_dynamic_int8_is_refused_for_serving(
+    exported: Path, student: Student, tmp_path: Path
+) -> None:
+    """One scale for the activations of a whole batch: one user's picture changes another's."""
+    quantize_dynamic(exported / "1" / "transformer.onnx", tmp_path / "int8.onnx")
+    onnxruntime = runtimes("fp32")[0]
+    int8 = Runtime(
+        "onnxruntime-int8",
+        lambda _: onnxruntime.open(tmp_path / "int8.onnx"),
+        arithmetic="bf16",
+        serves=True,
+        required=False,
+    )
+    tokenizers = read_tokenizers(student.architecture.tokenizers(), exported / "1")
+    cases = Cases(student, tokenizers, SIZES, max_batch=4)
+    verification = verify(cases, exported / "1", "fp32", ("transformer",), (int8,))
+    assert not verification.failures
+    assert isinstance(verification.refused["onnxruntime-int8"], Invariance)
+    assert "onnxruntime-int8" not in verification.served
+    assert "openvino-f32" in verification.served
