@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from cdm_serve.api.keys import read_keys
+from cdm_serve.api.keys import Keys, read_keys
 from cdm_serve.api.tracing import exporting
 from cdm_serve.configuration import load_settings
 from cdm_serve.errors import StartError
@@ -33,12 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = configure_logging(settings.log)
     try:
         keys = read_keys(settings)
+        if settings.ray:
+            _on_ray(settings, keys, console)
+            return 0
         with _listen(settings) as listener, exporting(settings.traces):
             asyncio.run(serve(settings, keys, _find_triton(settings), listener, console))
     except StartError as error:
         _complain(console, error)
         return 2
     return 0
+
+
+def _on_ray(settings: Settings, keys: Keys, console: Console) -> None:
+    try:
+        from cdm_serve.ray.command import serve_on_ray
+    except ModuleNotFoundError as error:
+        raise StartError("Ray is not installed: run `pip install 'cdm-serve[ray]'`") from error
+    serve_on_ray(settings, keys, console)
 
 
 def _complain(console: Console, error: StartError) -> None:

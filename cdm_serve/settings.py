@@ -19,7 +19,9 @@ class Settings:
     model_repository: Annotated[Path, "models", "folder that cdm-export wrote"] = Path(
         "model_repository"
     )
-    triton: Annotated[str | None, "models", "HOST:PORT of a running Triton (gRPC) to use"] = None
+    triton: Annotated[
+        str | None, "models", "HOST:PORT of a running Triton (gRPC) to use, or several, with commas"
+    ] = None
     triton_log: Annotated[Path | None, "models", "keep what the bundled Triton prints"] = None
 
     api_keys: Annotated[
@@ -39,6 +41,15 @@ class Settings:
     url_bytes: Annotated[int, "keys and limits", "memory for pictures behind links"] = 256 * 2**20
     url_seconds: Annotated[float, "keys and limits", "how long links last"] = 3600.0
 
+    ray: Annotated[
+        bool, "cluster", "deploy on the Ray cluster at RAY_ADDRESS, else on one of this machine"
+    ] = False
+    engines: Annotated[int, "cluster", "most engines, each with a Triton of its own"] = 8
+    engines_least: Annotated[int, "cluster", "engines that are kept without any requests"] = 1
+    engine_requests: Annotated[int, "cluster", "most requests that an engine has at once"] = 32
+    engine_cpus: Annotated[float, "cluster", "CPUs that Ray keeps for an engine"] = 1.0
+    engine_gpus: Annotated[float, "cluster", "GPUs that Ray keeps for an engine"] = 0.0
+
     start_seconds: Annotated[float, "life", "how long Triton may take to load"] = 600.0
     drain_seconds: Annotated[float, "life", "how long work in flight may take at the end"] = 30.0
     retry_seconds: Annotated[float, "life", "how long a request waits for a restart"] = 30.0
@@ -55,6 +66,7 @@ class Settings:
         for setting in fields(self):
             value = getattr(self, setting.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-                if setting.name == "port" and value == 0:  # any free one
+                # Any free port; no GPU.
+                if setting.name in ("port", "engine_gpus") and value == 0:
                     continue
                 raise StartError(f"{setting.name} is {value}: it must be more than 0")

@@ -22,14 +22,12 @@ from cdm_serve.api.metrics import State, metrics_router
 from cdm_serve.api.models import models_router
 from cdm_serve.api.studio import Studio
 from cdm_serve.api.watch import Watch
+from cdm_serve.backend import Backend
 from cdm_serve.settings import Settings
-from cdm_serve.triton.supervisor import Supervisor
 
 
-def create_app(
-    settings: Settings, keys: Keys, supervisor: Supervisor, executor: Executor
-) -> ASGIApp:
-    """The gateway in front of the supervisor's Triton."""
+def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Executor) -> ASGIApp:
+    """The gateway in front of the backend."""
     # FastAPI's own documentation pages load scripts from elsewhere; the schema is served.
     app = FastAPI(title="cdm-serve", version=cdm_serve.__version__, docs_url=None, redoc_url=None)
     install_handlers(app)
@@ -38,18 +36,18 @@ def create_app(
     store = FileStore(settings.url_bytes, settings.url_seconds)
     images = Images(
         settings,
-        supervisor,
+        backend,
         Limits(settings.requests_per_minute, settings.images_per_minute),
         admission,
-        Studio(supervisor, executor, watch, settings.retry_seconds),
+        Studio(backend, executor, watch, settings.retry_seconds),
         store,
         watch,
     )
     app.include_router(images.router())
     app.include_router(files_router(store))
-    app.include_router(models_router(supervisor, created=int(time.time())))
-    app.include_router(health_router(supervisor))
-    app.include_router(metrics_router(watch, supervisor, State(supervisor, admission, store)))
+    app.include_router(models_router(backend, created=int(time.time())))
+    app.include_router(health_router(backend))
+    app.include_router(metrics_router(watch, backend, State(backend, admission, store)))
     page = files("cdm_serve").joinpath("playground.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)

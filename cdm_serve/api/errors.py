@@ -138,6 +138,9 @@ def install_handlers(app: FastAPI) -> None:
             headers = {"x-should-retry": "false"}
             message = "the time that the request allowed has passed"
             return error_response(message, status=504, code="deadline_exceeded", headers=headers)
+        if error.kind == "full":
+            headers = {"retry-after": "1"}
+            return error_response(str(error), status=429, code="queue_full", headers=headers)
         return error_response(str(error), status=500, code="model_error")
 
     @app.exception_handler(Exception)

@@ -4,10 +4,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from cdm_serve.api.errors import not_ready
-from cdm_serve.triton.supervisor import Supervisor
+from cdm_serve.backend import Backend
 
 
-def health_router(supervisor: Supervisor) -> APIRouter:
+def health_router(backend: Backend) -> APIRouter:
     """The two probes."""
     router = APIRouter()
 
@@ -19,8 +19,8 @@ def health_router(supervisor: Supervisor) -> APIRouter:
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
         """503 while Triton starts, restarts or stops: send traffic elsewhere."""
-        if not supervisor.ready:
+        if not backend.ready:
             return not_ready("the models are being loaded")
-        return JSONResponse({"status": "ready", "restarts": supervisor.restarts})
+        return JSONResponse({"status": "ready", "restarts": backend.restarts})
 
     return router

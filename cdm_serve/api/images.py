@@ -19,9 +19,9 @@ from cdm_serve.api.schema import ImageRequest
 from cdm_serve.api.stream import EventStream
 from cdm_serve.api.studio import Studio
 from cdm_serve.api.watch import Watch
+from cdm_serve.backend import Backend
 from cdm_serve.settings import Settings
 from cdm_serve.triton.client import TritonLost
-from cdm_serve.triton.supervisor import Supervisor
 
 ROUTE = "/v1/images/generations"
 PICTURE = {"schema": {"type": "string", "format": "binary"}}
@@ -47,7 +47,7 @@ class Images:
     def __init__(
         self,
         settings: Settings,
-        supervisor: Supervisor,
+        backend: Backend,
         limits: Limits,
         admission: Admission,
         studio: Studio,
@@ -55,7 +55,7 @@ class Images:
         watch: Watch,
     ) -> None:
         self._settings = settings
-        self._supervisor = supervisor
+        self._backend = backend
         self._limits = limits
         self._admission = admission
         self._studio = studio
@@ -69,7 +69,7 @@ class Images:
         @router.post(ROUTE, responses=ANSWERS, response_class=JSONResponse)
         async def generate(body: ImageRequest, request: Request) -> Response:
             """Make pictures of a prompt; OpenAI's request and answer, or the picture itself."""
-            if not self._supervisor.ready:
+            if not self._backend.ready:
                 raise TritonLost("the model is being loaded")
             plan, ticket = self._admit(body, request)
             try:
@@ -103,7 +103,7 @@ class Images:
     def _admit(self, body: ImageRequest, request: Request) -> tuple[Plan, Ticket]:
         allowed = seconds_allowed(request.headers, stream=bool(body.stream))
         accept = request.headers.get("accept", "*/*")
-        models, prompt_limit = self._supervisor.models, self._settings.prompt_limit
+        models, prompt_limit = self._backend.models, self._settings.prompt_limit
         plan = make_plan(body, accept, models, prompt_limit, allowed)
         with self._watch.shed():
             ticket = self._admission.admit(plan, allowed)

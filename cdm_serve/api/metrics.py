@@ -1,9 +1,10 @@
 """``GET /metrics``: the gateway's numbers and those of every model's engine, for Prometheus."""
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
@@ -19,10 +20,13 @@ from prometheus_client.registry import Collector
 from cdm_serve.api.admission import Admission
 from cdm_serve.api.files import FileStore
 from cdm_serve.api.watch import Watch
+from cdm_serve.backend import Backend
 from cdm_serve.triton.client import TritonError, TritonLost
-from cdm_serve.triton.supervisor import Supervisor
+from cdm_serve.triton.protocol import Message
 
 ASK_SECONDS = 1.0
+FORGET_SECONDS = 300.0
+LABELS = ["model", "engine"]
 
 COUNTERS = {
     "executions": "Transformer executions, each one step of a whole batch",
@@ -52,21 +56,25 @@ HISTOGRAMS = {
 
 
 class State(Collector):
-    """What is true at the moment of asking; ``reports`` are the engines' descriptions."""
+    """What is true at the moment of asking; ``reports`` are the engines' descriptions.
 
-    def __init__(self, supervisor: Supervisor, admission: Admission, store: FileStore) -> None:
-        self.reports: dict[str, dict[str, Any]] = {}
-        self._supervisor = supervisor
+    By model and engine, and with when they came: of several engines of a model not each may have
+    been asked, and one that is gone is soon forgotten.
+    """
+
+    def __init__(self, backend: Backend, admission: Admission, store: FileStore) -> None:
+        self.reports: dict[tuple[str, str], tuple[float, Message]] = {}
+        self._backend = backend
         self._admission = admission
         self._store = store
 
     def collect(self) -> Iterator[Metric]:
         """Every metric that is not counted by the gateway itself."""
         yield GaugeMetricFamily(
-            "cdm_serve_ready", "1 when pictures can be had", value=self._supervisor.ready
+            "cdm_serve_ready", "1 when pictures can be had", value=self._backend.ready
         )
         yield CounterMetricFamily(
-            "cdm_serve_restarts", "Restarts of Triton", value=self._supervisor.restarts
+            "cdm_serve_restarts", "Restarts of Triton", value=self._backend.restarts
         )
         yield GaugeMetricFamily(
             "cdm_serve_queue_wait_seconds",
@@ -84,50 +92,55 @@ class State(Collector):
 
     def _engine_counters(self) -> Iterator[Metric]:
         for name, text in COUNTERS.items():
-            counter = CounterMetricFamily(f"cdm_engine_{name}", text, labels=["model"])
-            for model, report in self.reports.items():
-                counter.add_metric([model], report["counters"][name])
+            counter = CounterMetricFamily(f"cdm_engine_{name}", text, labels=LABELS)
+            for labels, (_, report) in self.reports.items():
+                counter.add_metric(labels, report["counters"][name])
             yield counter
         for name, text in GAUGES.items():
-            gauge = GaugeMetricFamily(f"cdm_engine_{name}", text, labels=["model"])
-            for model, report in self.reports.items():
-                gauge.add_metric([model], (report | report["gauges"])[name])
+            gauge = GaugeMetricFamily(f"cdm_engine_{name}", text, labels=LABELS)
+            for labels, (_, report) in self.reports.items():
+                gauge.add_metric(labels, (report | report["gauges"])[name])
             yield gauge
 
     def _engine_histograms(self) -> Iterator[Metric]:
         for name, text in HISTOGRAMS.items():
-            family = HistogramMetricFamily(f"cdm_engine_{name}", text, labels=["model"])
-            for model, report in self.reports.items():
+            family = HistogramMetricFamily(f"cdm_engine_{name}", text, labels=LABELS)
+            for labels, (_, report) in self.reports.items():
                 histogram = report["histograms"][name]
                 bounds = [*(str(float(bound)) for bound in histogram["bounds"]), "+Inf"]
                 cumulative = accumulate(histogram["counts"])
                 family.add_metric(
-                    [model], list(zip(bounds, cumulative, strict=True)), histogram["sum"]
+                    labels, list(zip(bounds, cumulative, strict=True)), histogram["sum"]
                 )
             yield family
 
 
-def metrics_router(watch: Watch, supervisor: Supervisor, state: State) -> APIRouter:
+def metrics_router(watch: Watch, backend: Backend, state: State) -> APIRouter:
     """The route; the engines are asked when it is."""
     watch.registry.register(state)
     router = APIRouter()
 
     @router.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        names = list(supervisor.models) if supervisor.ready else []
-        reports = await asyncio.gather(*map(report, names))
-        # An engine that does not answer is left out, as Prometheus expects of what is not there.
-        state.reports = {name: found for name, found in zip(names, reports, strict=True) if found}
+        names = list(backend.models) if backend.ready else []
+        await asyncio.gather(*map(ask_engines, names))
+        recent = time.monotonic() - FORGET_SECONDS
+        state.reports = {
+            key: found
+            for key, found in state.reports.items()
+            if key[0] in names and found[0] > recent
+        }
         return Response(generate_latest(watch.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def report(name: str) -> dict[str, Any] | None:
-        client = supervisor._client
-        if client is None:
-            return None
-        try:
+    async def ask_engines(name: str) -> None:
+        # Questions are balanced as requests are: one for each engine known, and one for a new one.
+        known = sum(model == name for model, _ in state.reports)
+        await asyncio.gather(*(ask(name) for _ in range(known + 1)))
+
+    async def ask(name: str) -> None:
+        with contextlib.suppress(TimeoutError, TritonLost, TritonError):
             async with asyncio.timeout(ASK_SECONDS):
-                return await client.describe(name)
-        except (TimeoutError, TritonLost, TritonError):
-            return None
+                report = await backend.describe(name)
+            state.reports[name, report["engine"]] = time.monotonic(), report
 
     return router

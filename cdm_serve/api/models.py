@@ -5,8 +5,8 @@ from pydantic import BaseModel
 
 from cdm_serve.api.errors import documented
 from cdm_serve.api.plan import find_model
+from cdm_serve.backend import Backend
 from cdm_serve.triton.models import ModelCard
-from cdm_serve.triton.supervisor import Supervisor
 
 
 class ModelEntry(BaseModel):
@@ -31,7 +31,7 @@ class ModelList(BaseModel):
     data: list[ModelEntry]
 
 
-def models_router(supervisor: Supervisor, created: int) -> APIRouter:
+def models_router(backend: Backend, created: int) -> APIRouter:
     """The two routes; ``created`` is the time at which the server started."""
     router = APIRouter()
 
@@ -52,12 +52,12 @@ def models_router(supervisor: Supervisor, created: int) -> APIRouter:
     @router.get("/v1/models", responses=documented(401))
     async def models() -> ModelList:
         """All served models; the first is the default."""
-        entries = [entry(card) for card in supervisor.models.values()]
+        entries = [entry(card) for card in backend.models.values()]
         return ModelList(object="list", data=entries)
 
     @router.get("/v1/models/{model}", responses=documented(401, 404, 503))
     async def model(model: str) -> ModelEntry:
         """One served model."""
-        return entry(find_model(model, supervisor.models))
+        return entry(find_model(model, backend.models))
 
     return router

@@ -11,9 +11,9 @@ from cdm_serve.api.answer import Made, PartialMade
 from cdm_serve.api.encode import encode_image
 from cdm_serve.api.plan import Plan
 from cdm_serve.api.watch import Watch
+from cdm_serve.backend import Backend
 from cdm_serve.engine.job import Job, Partial, Picture, Pixels
 from cdm_serve.triton.client import TritonError, TritonLost
-from cdm_serve.triton.supervisor import Supervisor
 
 POLL_SECONDS = 0.05
 # The last step may end, and the picture be decoded, after the deadline before which it began.
@@ -26,9 +26,9 @@ class Studio:
     """Pictures are encoded in ``executor``, off the event loop."""
 
     def __init__(
-        self, supervisor: Supervisor, executor: Executor, watch: Watch, retry_seconds: float
+        self, backend: Backend, executor: Executor, watch: Watch, retry_seconds: float
     ) -> None:
-        self._supervisor = supervisor
+        self._backend = backend
         self._executor = executor
         self._watch = watch
         self._retry_seconds = retry_seconds
@@ -117,7 +117,7 @@ class Studio:
     ) -> AsyncGenerator[Partial | Picture, None]:
         """The model's, from a second attempt if the first was lost: it gives the same bytes."""
         try:
-            async with aclosing(self._supervisor.stream(plan.model.id, job)) as answers:
+            async with aclosing(self._backend.stream(plan.model.id, job)) as answers:
                 async for answer in answers:
                     yield answer
             return
@@ -125,7 +125,7 @@ class Studio:
             self._watch.retried.inc()
         await self._until_back(plan)
         ticket.interrupted()
-        async with aclosing(self._supervisor.stream(plan.model.id, job)) as answers:
+        async with aclosing(self._backend.stream(plan.model.id, job)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -133,11 +133,11 @@ class Studio:
         until = time.time() + self._retry_seconds
         if plan.deadline is not None:
             until = min(until, plan.deadline)
-        while not self._supervisor.ready:
+        while not self._backend.ready:
             if time.time() > until:
                 raise TritonLost("the model is being restarted")
             await asyncio.sleep(POLL_SECONDS)
-        back = self._supervisor.models.get(plan.model.id)
+        back = self._backend.models.get(plan.model.id)
         if back is None or back.fingerprint != plan.model.fingerprint:
             raise TritonLost("the model was replaced meanwhile")
 

@@ -14,11 +14,15 @@ COMPONENTS = ("text_encoder", "transformer", "vae_decoder")
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """One ``tokenizers`` file; prompts are cut or padded to ``length`` ids."""
+    """One ``tokenizers`` file; prompts are cut or padded to ``length`` ids.
+
+    With ``quotation`` a prompt is first split as ``pieces`` does, and special tokens stay out.
+    """
 
     path: Path
     length: int
     pad_id: int
+    quotation: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Manifest:
     sigmas: dict[str, dict[int, tuple[float, ...]]]
     tokenizers: tuple[TokenizerFile, ...]
     components: dict[str, Path]
+    runtimes: tuple[str, ...]
+    max_batch: int
 
     @property
     def max_steps(self) -> int:
@@ -103,11 +109,10 @@ def _parse(data: dict[str, Any], folder: Path) -> Manifest:
             size: {int(steps): tuple(map(float, grid)) for steps, grid in grids.items()}
             for size, grids in data["sigmas"].items()
         },
-        tokenizers=tuple(
-            TokenizerFile(folder / entry["file"], int(entry["length"]), int(entry["pad_id"]))
-            for entry in data["tokenizers"]
-        ),
+        tokenizers=tuple(_tokenizer(entry, folder) for entry in data["tokenizers"]),
         components={name: folder / data["components"][name]["file"] for name in COMPONENTS},
+        runtimes=tuple(data["runtimes"]),
+        max_batch=int(data["max_batch"]),
     )
     if manifest.default_size not in manifest.sizes:
         raise ValueError(f"default_size {manifest.default_size} is not among the sizes")
@@ -120,11 +125,20 @@ def _parse(data: dict[str, Any], folder: Path) -> Manifest:
     return manifest
 
 
+def _tokenizer(entry: dict[str, Any], folder: Path) -> TokenizerFile:
+    quotation = entry.get("quotation")
+    if quotation not in (None, "characters"):
+        raise ValueError(f"tokenizer rule quotation {quotation!r} is unknown")
+    path, length, pad_id = folder / entry["file"], int(entry["length"]), int(entry["pad_id"])
+    return TokenizerFile(path, length, pad_id, quotation is not None)
+
+
 def _hashes(data: dict[str, Any], folder: Path) -> dict[Path, str]:
     """Every file of the export with the hash it must have; large weights lie beside their graph."""
     graphs = [data["components"][name] for name in COMPONENTS]
     weights = [graph["data"] for graph in graphs if "data" in graph]
-    entries = [*graphs, *weights, *data["tokenizers"]]
+    engines = data.get("tensorrt", {"components": {}})["components"].values()
+    entries = [*graphs, *weights, *engines, *data["tokenizers"]]
     return {folder / entry["file"]: entry["sha256"] for entry in entries}
 
 

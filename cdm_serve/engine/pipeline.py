@@ -50,11 +50,17 @@ class Pipeline:
     def encode(self, prompts: list[str]) -> list[Condition]:
         """One condition a prompt: those of the encoder's outputs that the transformer takes."""
         tokens = self._tokenize(prompts)
-        inputs = {
-            f"input_ids_{k}": self._to_device(ids, np.dtype(ids.dtype))
-            for k, ids in enumerate(tokens.ids)
-        }
-        outputs = self._text_encoder.run(inputs)
+        named: dict[str, NDArray[Any]] = {}
+        for k, (ids, mask) in enumerate(zip(tokens.ids, tokens.masks, strict=True)):
+            named |= {f"input_ids_{k}": ids, f"attention_mask_{k}": mask}
+        dtypes = self._text_encoder.inputs
+        outputs = self._text_encoder.run(
+            {
+                name: self._to_device(array, dtypes[name])
+                for name, array in named.items()
+                if name in dtypes  # not every architecture takes masks
+            }
+        )
         taken = {
             name: outputs[name].astype(dtype, copy=False)
             for name, dtype in self._transformer.inputs.items()

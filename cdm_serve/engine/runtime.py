@@ -1,12 +1,14 @@
 """What the engine asks of a runtime: load a graph, run it; it knows nothing else of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cdm_serve.errors import StartError
 
 # numpy's on the CPU, cupy's on a GPU, where arrays stay between the steps.
 Array = Any
@@ -38,6 +40,29 @@ class Runtime(Protocol):
 
     def to_host(self, array: Array) -> NDArray[Any]:
         """The array in the memory of the CPU."""
+
+
+def fit_precision(fit: Sequence[str], name: str, precision: str) -> str:
+    """The precision to open a runtime in, such that it is one of those fit for an export.
+
+    Args:
+        fit: runtimes in which the export held everything, as export.json names them.
+        name: of the runtime. The export does not try ONNX Runtime on a GPU, so it may be any.
+        precision: ``auto`` falls back to f32 where bf16 is not fit.
+
+    Raises:
+        StartError: it is not fit.
+    """
+    if name == "openvino" and precision == "auto" and "openvino-bf16" not in fit:
+        precision = "f32"
+    wanted = {"openvino": "openvino-f32" if precision == "auto" else f"openvino-{precision}"}
+    if name != "onnxruntime" and wanted.get(name, name) not in fit:
+        raise StartError(
+            f"the export was not found fit for {wanted.get(name, name)}, only for "
+            f"{', '.join(fit) or 'none'}: export again here with cdm-export, or choose another "
+            "runtime or precision in config.pbtxt"
+        )
+    return precision
 
 
 def open_runtime(name: str, precision: str) -> Runtime:

@@ -39,11 +39,16 @@ class TensorRt:
         return self._cupy
 
     def load(self, path: Path) -> "TensorRtGraph":
-        """An engine.
+        """The engine that lies beside an ONNX file.
 
         Raises:
-            StartError: it was built by another version or for another GPU.
+            StartError: there is none, or it was built by another version or for another GPU.
         """
+        path = path.with_suffix(".plan")
+        if not path.is_file():
+            raise StartError(
+                f"{path} is missing: build it here with `cdm-export STUDENT --to tensorrt`"
+            )
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise StartError(
@@ -86,6 +91,8 @@ class TensorRtGraph:
             RuntimeError: TensorRT refused the shapes or failed.
         """
         held = {name: self._cupy.ascontiguousarray(array) for name, array in inputs.items()}
+        profile = self._profile({name: array.shape for name, array in held.items()})
+        self._context.set_optimization_profile_async(profile, self._stream.ptr)
         for name, array in held.items():
             if not self._context.set_input_shape(name, array.shape):
                 raise RuntimeError(f"the engine was not built for {name} of {array.shape}")
@@ -100,3 +107,15 @@ class TensorRtGraph:
             raise RuntimeError("TensorRT failed; its log says why")
         self._stream.synchronize()
         return outputs
+
+    def _profile(self, shapes: dict[str, tuple[int, ...]]) -> int:
+        """The optimisation profile, one for each picture size, that holds these shapes."""
+        for index in range(self._engine.num_optimization_profiles):
+            if all(self._holds(index, name, shape) for name, shape in shapes.items()):
+                return index
+        raise RuntimeError(f"the engine was not built for {shapes}")
+
+    def _holds(self, index: int, name: str, shape: tuple[int, ...]) -> bool:
+        least, _, most = self._engine.get_tensor_profile_shape(name, index)
+        sides = zip(tuple(least), shape, tuple(most), strict=True)
+        return all(low <= side <= high for low, side, high in sides)

@@ -5,6 +5,7 @@ Importable only inside Triton's python backend, which provides ``triton_python_b
 
 import json
 import os
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import triton_python_backend_utils as pb_utils
 
 from cdm_serve.engine.costs import measure
 from cdm_serve.engine.job import EngineError, Partial, Picture, Pixels
+from cdm_serve.engine.lifeline import hold_on
 from cdm_serve.engine.manifest import read_manifest
-from cdm_serve.engine.orphan import die_with_parent
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import open_runtime
+from cdm_serve.engine.runtime import fit_precision, open_runtime
 from cdm_serve.engine.scheduler import Scheduler
 from cdm_serve.triton.protocol import Message, answer_message, job_of, key_of, pack, unpack
 
@@ -27,16 +28,16 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load and warm up; Triton reports the model ready only after this returns."""
-        die_with_parent()
+        hold_on()
         config = json.loads(args["model_config"])
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         manifest = read_manifest(folder)
-        runtime = open_runtime(parameters["runtime"], parameters["precision"])
-        pipeline = Pipeline(manifest, runtime)
-        costs = measure(
-            pipeline, int(parameters["max_batch"]), float(parameters["warm_up_seconds"])
-        )
+        name, precision = parameters["runtime"], parameters["precision"]
+        precision = fit_precision(manifest.runtimes, name, precision)
+        pipeline = Pipeline(manifest, open_runtime(name, precision))
+        most = min(int(parameters["max_batch"]), manifest.max_batch)
+        costs = measure(pipeline, most, float(parameters["warm_up_seconds"]))
         cache_bytes = int(float(parameters["prompt_cache_megabytes"]) * 2**20)
         self._card = manifest.card()
         self._scheduler = Scheduler(pipeline, costs, cache_bytes)
@@ -74,7 +75,13 @@ class TritonPythonModel:
     def _describe(self) -> Message:
         if not self._scheduler.alive:
             raise EngineError("the scheduler has ended")
-        return {**self._card, "pid": os.getpid(), **self._scheduler.describe()}
+        engine = f"{socket.gethostname()}:{os.getpid()}"
+        return {
+            **self._card,
+            "engine": engine,
+            "pid": os.getpid(),
+            **self._scheduler.describe(),
+        }
 
 
 def _answer(sender: Any, answer: Partial | Picture | EngineError) -> None:

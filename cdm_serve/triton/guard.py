@@ -25,6 +25,7 @@ from pathlib import Path
 FOLDER_PREFIX = "cdm-serve-"
 SHM_PREFIX = "cdm_"
 PR_SET_PDEATHSIG = 1
+LIFELINE = "CDM_SERVE_LIFELINE"  # as cdm_serve.engine.lifeline has it
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -40,18 +41,25 @@ def main(arguments: list[str]) -> int:
     stop_now: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop_now.append(number))
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    # Held by nobody but Triton; its models ask the kernel to end them when it closes.
+    lifeline = os.pipe()
     try:
         triton = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=_die_with_parent,
+            pass_fds=lifeline,
+            env=os.environ | {LIFELINE: "{}:{}".format(*lifeline)},
         )
+        for end in lifeline:
+            os.close(end)
         while triton.poll() is None and not stop_now:
             ready, _, _ = select.select([sys.stdin.fileno(), wake], [], [])
             if wake in ready:
                 os.read(wake, 512)
-            if sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 512):
+            closed = sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 512)
+            if closed and not stop_now:  # both come at once from who does not want to wait
                 _ask_to_end(triton, float(grace))
                 break
         _kill_group(triton.pid)

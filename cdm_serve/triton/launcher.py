@@ -1,6 +1,7 @@
 """Start and stop the bundled tritonserver."""
 
 import contextlib
+import logging
 import secrets
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 from cdm_serve.repository import model_folders
 from cdm_serve.triton.guard import FOLDER_PREFIX, SHM_PREFIX
 from cdm_serve.triton.wheel import TritonWheel
+
+logger = logging.getLogger(__name__)
 
 GUARD = Path(__file__).with_name("guard.py")
 HOST = "127.0.0.1"
@@ -79,16 +82,22 @@ class TritonProcess:
 
     def close(self) -> None:
         """Let it finish what it has, then leave nothing of it; waits."""
-        assert self._guard.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._guard.stdin.close()
-        self._guard.wait()
-        self._log.close()
+        code = self._end()
+        if code:
+            logger.warning("Triton ended with code %d instead of 0", code)
 
     def kill(self) -> None:
         """Leave nothing of it, at once; waits."""
         self._guard.terminate()
-        self.close()
+        self._end()
+
+    def _end(self) -> int:
+        assert self._guard.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._guard.stdin.close()
+        code = self._guard.wait()
+        self._log.close()
+        return code
 
 
 def errors_in(log: str) -> str:

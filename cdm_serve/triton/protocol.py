@@ -12,7 +12,7 @@ there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one
 
     ========== ==================================================================================
     the card   name, architecture, fingerprint, sizes, default_size, default_steps, max_steps,
-               downscale, and ``pid`` of the process
+               downscale, ``pid`` of the process and ``engine``, that with its machine
     costs      measured at start: by size, ``step`` and ``decode`` in seconds by batch size (as
                text) and ``batch``, the size that makes most of this machine; beside the sizes
                ``text``, the seconds of one prompt

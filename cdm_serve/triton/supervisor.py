@@ -18,6 +18,7 @@ from cdm_serve.triton.launcher import TritonProcess, errors_in
 from cdm_serve.triton.processes import alive
 from cdm_serve.triton.protocol import Message
 from cdm_serve.triton.shelf import Shelf
+from cdm_serve.triton.target import grpc_target
 from cdm_serve.triton.wheel import TritonWheel
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ LONGEST_PAUSE = 30.0
 
 
 class Supervisor:
-    """One Triton: the bundled one when ``wheel`` is given, else the one at ``settings.triton``.
+    """The bundled Triton when ``wheel`` is given, else the one or those at ``settings.triton``.
 
     ``models`` are the cards of the served models by name; ``reports`` what each said of itself at
     its last sign of life, see ``protocol``.
@@ -110,9 +111,10 @@ class Supervisor:
             else:
                 assert self._settings.triton is not None
                 address = self._settings.triton
-            self._client = TritonClient(address)
+            balanced = self._process is None
+            self._client = TritonClient(grpc_target(address), balanced=balanced)
             await self._until_up(self._client, address)
-            await self._shelf.fill(self._client)
+            await self._fill(self._client, address)
             if not self.models:
                 raise StartError(f"Triton at {address} serves no model: export one first")
         except BaseException:
@@ -134,6 +136,14 @@ class Supervisor:
                     "seconds: check that it is up and that its models load"
                 )
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _fill(self, client: TritonClient, address: str) -> None:
+        """A Triton of others may be up and not answer; ours has measured its models by now."""
+        try:
+            async with asyncio.timeout(self._settings.heartbeat_timeout):
+                await self._shelf.fill(client)
+        except TimeoutError:
+            raise StartError(f"a model of Triton at {address} does not answer") from None
 
     async def _tear_down(self, *, graceful: bool) -> None:
         client, self._client = self._client, None

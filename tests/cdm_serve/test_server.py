@@ -92,11 +92,13 @@ def test_triton_does_not_outlive_a_killed_server(start):
 
 
 def test_not_even_when_the_guard_is_killed_too(start):
-    """The kernel then ends Triton, its stub notices, and the next server clears up."""
+    """The kernel then ends Triton and its model, even a hung one; the next server clears up."""
     server = start()
     server.wait_ready()
     processes, segments = server.descendants(), Segments(server)
     (guard,) = [pid for pid in processes if parent(pid) == server.process.pid]
+    (stub,) = [pid for pid, name in processes.items() if name == "triton_python_b"]
+    os.kill(stub, signal.SIGSTOP)
     os.kill(server.process.pid, signal.SIGSTOP)  # it would clean up after the guard
     os.kill(guard, signal.SIGKILL)
     os.kill(server.process.pid, signal.SIGKILL)

@@ -37,6 +37,8 @@ def description() -> dict:
         "default_size": "64x32",
         "default_steps": 2,
         "latents": {"channels": 8, "downscale": 4},
+        "max_batch": 16,
+        "runtimes": ["openvino-f32"],
         "sigmas": {"64x32": grids},
         "tokenizers": [stamp("tokenizer_0.json") | {"length": 24, "pad_id": 1}],
         "components": {
@@ -61,7 +63,18 @@ def test_reads_what_an_export_says(folder):
     assert manifest.sigmas["64x32"][2] == (1.0, 0.75, 0.0)
     assert manifest.max_steps == 2
     assert manifest.components["transformer"] == folder / "transformer.onnx"
-    assert manifest.tokenizers[0].pad_id == 1
+    assert manifest.tokenizers[0].pad_id == 1 and not manifest.tokenizers[0].quotation
+    assert (manifest.runtimes, manifest.max_batch) == (("openvino-f32",), 16)
+
+
+def test_engines_are_checked_like_graphs(folder):
+    (folder / "transformer.plan").write_text("transformer.plan")
+    engines = {"components": {"transformer": stamp("transformer.plan")}}
+    save(folder, description() | {"tensorrt": engines})
+    read_manifest(folder)
+    (folder / "transformer.plan").write_text("another")
+    with pytest.raises(StartError, match=r"transformer\.plan is not the file"):
+        read_manifest(folder)
 
 
 @pytest.mark.parametrize("name", ["export.json", *FILES])
@@ -87,6 +100,12 @@ def test_names_a_file_that_is_not_the_exported_one(folder, name):
         ("sigmas", {"64x32": {"2": [1.0, 0.0]}}, "for 2 steps have 2 values"),
         ("sigmas", {}, "64x32"),
         ("latents", None, "NoneType"),
+        ("runtimes", None, "NoneType"),
+        (
+            "tokenizers",
+            [stamp("tokenizer_0.json") | {"length": 1, "pad_id": 0, "quotation": "x"}],
+            "quotation 'x' is unknown",
+        ),
     ],
 )
 def test_says_what_is_wrong_in_the_description(folder, key, value, complaint):

@@ -5,7 +5,7 @@ import pytest
 
 from cdm_serve.engine.onnx_runtime import OnnxRuntime
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import open_runtime
+from cdm_serve.engine.runtime import fit_precision, open_runtime
 from cdm_serve.errors import StartError
 
 
@@ -43,6 +43,34 @@ def test_outputs_outlive_the_next_run(bound):
     bound.velocity(-latents, np.zeros(1, np.float32), bound.encode(["something else"]))
     assert np.array_equal(velocity, before)
     assert np.array_equal(first.embeds["prompt_embeds"], kept)
+
+
+@pytest.mark.parametrize(
+    ("fit", "name", "precision", "opened"),
+    [
+        (("openvino-f32", "openvino-bf16"), "openvino", "auto", "auto"),
+        (("openvino-f32",), "openvino", "auto", "f32"),
+        (("openvino-f32",), "openvino", "f32", "f32"),
+        (("openvino-f32",), "onnxruntime", "auto", "auto"),
+        (("openvino-f32", "tensorrt"), "tensorrt", "auto", "auto"),
+    ],
+)
+def test_a_runtime_that_is_fit(fit, name, precision, opened):
+    assert fit_precision(fit, name, precision) == opened
+
+
+@pytest.mark.parametrize(
+    ("fit", "name", "precision"),
+    [
+        (("openvino-f32",), "openvino", "bf16"),
+        (("openvino-bf16",), "openvino", "f32"),
+        ((), "openvino", "auto"),
+        (("openvino-f32",), "tensorrt", "auto"),
+    ],
+)
+def test_a_runtime_that_is_not_fit_is_refused(fit, name, precision):
+    with pytest.raises(StartError, match=rf"not found fit for {name}.*export again"):
+        fit_precision(fit, name, precision)
 
 
 @pytest.mark.parametrize(

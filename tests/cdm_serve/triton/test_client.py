@@ -170,8 +170,7 @@ def test_a_passed_deadline_is_an_error_of_its_own(address):
 )
 def test_errors_are_answers(address, message, complaint):
     async def use(client):
-        _, waiting = client._ask("tiny", message)
-        raise await waiting.get()
+        await anext(client._ask("tiny", message))
 
     with pytest.raises(TritonError, match=complaint) as caught:
         with_client(address, use)

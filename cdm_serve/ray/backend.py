@@ -1,0 +1,125 @@
+"""The engines of a cluster as the API's backend."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from cdm_serve.engine.job import Job, Partial, Picture
+from cdm_serve.settings import Settings
+from cdm_serve.triton.client import TritonError, TritonLost
+from cdm_serve.triton.models import ModelCard
+from cdm_serve.triton.protocol import Message
+
+logger = logging.getLogger(__name__)
+
+RETRIES = 2
+PAUSE_SECONDS = 0.3
+
+
+class RayBackend:
+    """Ray chooses the engine of each request, starts engines and replaces them."""
+
+    def __init__(self, settings: Settings, engines: DeploymentHandle[Any]) -> None:
+        self.models: dict[str, ModelCard] = {}
+        self.restarts = 0
+        self._settings = settings
+        self._engines = engines
+        self._ready = False
+        self._heard = 0.0  # when an engine last sent a picture
+
+    @property
+    def ready(self) -> bool:
+        """Whether an engine answered when last asked."""
+        return self._ready
+
+    async def watch(self) -> None:
+        """Keep up with what the engines serve, for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.heartbeat_timeout):
+                    await self._look()
+            except (TimeoutError, TritonLost, TritonError) as error:
+                if self._busy(error):
+                    logger.info("the engines have no time to say how they are")
+                else:
+                    if self._ready:
+                        logger.warning("no engine answers: %s", error)
+                    self._ready = False
+            await asyncio.sleep(self._settings.heartbeat_seconds)
+
+    def _busy(self, error: Exception) -> bool:
+        """Whether a question found no place among the requests, while pictures are being made."""
+        refused = isinstance(error, TimeoutError) or getattr(error, "kind", None) == "full"
+        return refused and time.monotonic() - self._heard < self._settings.heartbeat_timeout
+
+    async def _look(self) -> None:
+        with _translated():
+            names = await self._engines.models.remote()
+        cards = {name: ModelCard.from_report(name, await self.describe(name)) for name in names}
+        self.models.clear()
+        self.models.update(cards)
+        self._ready = bool(cards)
+
+    async def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
+        """See ``Backend``. An engine that is lost is replaced by another, twice.
+
+        The same job gives the same bytes, so whoever listens passes over the partial images that
+        come again.
+        """
+        for attempt in range(RETRIES + 1):
+            try:
+                async with contextlib.aclosing(self._attempt(model, job)) as answers:
+                    async for answer in answers:
+                        yield answer
+                return
+            except TritonLost as error:
+                if attempt == RETRIES:
+                    raise
+                logger.warning("a picture is made again: %s", error)
+                # Ray may need a moment to see that an engine is gone.
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _attempt(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
+        answers = self._engines.options(stream=True).stream.remote(model, job)
+        finished = False
+        try:
+            with _translated():
+                async for answer in answers:
+                    finished = isinstance(answer, Picture)
+                    self._heard = time.monotonic()
+                    yield answer
+        except (TritonError, TritonLost):
+            finished = True  # there is nothing to cancel, and Ray would raise it once more
+            raise
+        finally:
+            if not finished:
+                answers.cancel()
+
+    async def describe(self, model: str) -> Message:
+        """See ``Backend``."""
+        with _translated():
+            report: Message = await self._engines.describe.remote(model)
+            return report
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Ray's errors as the API knows them."""
+    try:
+        yield
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, TritonError | TritonLost):
+            raise cause from None
+        raise TritonLost(str(cause)) from error
+    except BackPressureError as error:
+        raise TritonError("too many requests wait for an engine", "full") from error
+    except (RayError, RayServeException) as error:
+        raise TritonLost(f"the engine was lost: {type(error).__name__}") from error

@@ -1,0 +1,137 @@
+"""One gRPC stream of requests to a Triton, and of their answers, told apart by id.
+
+A stream is never cancelled and has no deadline: cancelling crashes the bundled Triton. Who no
+longer wants an answer says so by a message of its own (see ``protocol``), on the same stream, so
+that it comes to the server that has the request.
+"""
+
+import asyncio
+import json
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+from tritonclient.grpc import service_pb2 as wire
+
+from cdm_serve.engine.job import EngineError, Partial, Picture, Pixels
+from cdm_serve.triton.protocol import Message, answer_of, cancel_message, encode
+
+Answer = Partial | Picture | Message
+
+
+class TritonLost(Exception):
+    """The server went away, or is not there yet; nothing is known about the request."""
+
+
+class TritonError(Exception):
+    """The model answered with an error; ``kind`` is that of ``EngineError``."""
+
+    def __init__(self, message: str, kind: str = "failed") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Stream:
+    """One call of ``ModelStreamInfer``, which is to one server however many there are."""
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+        self._requests: asyncio.Queue[wire.ModelInferRequest | None] = asyncio.Queue()
+        self._waiting: dict[str, asyncio.Queue[Answer | Exception]] = {}
+        self._lost: str | None = None
+        # A task of its own, which nobody cancels.
+        self._reader = asyncio.create_task(self._read())
+
+    def ask(self, model: str, key: str, message: Message) -> asyncio.Queue[Answer | Exception]:
+        """Send a request; its answers, or what went wrong, come into the queue.
+
+        Raises:
+            TritonLost: the stream is broken.
+        """
+        if self._lost is not None:
+            raise TritonLost(self._lost)
+        answers = self._waiting[key] = asyncio.Queue()
+        self._requests.put_nowait(_request(model, key, message))
+        return answers
+
+    def leave(self, model: str, key: str) -> None:
+        """Listen no longer to a request, and stop what remains of it."""
+        if self._waiting.pop(key, None) is not None:
+            self._requests.put_nowait(_request(model, f"{key}-cancel", cancel_message(key)))
+
+    def fail(self, reason: str) -> None:
+        """Answer everything that waits, and whatever still comes, with TritonLost."""
+        self._lost = reason
+        self._fail_waiting(reason)
+
+    def end(self) -> asyncio.Task[None]:
+        """Ask nothing more; the task ends when what was asked is answered."""
+        self._requests.put_nowait(None)
+        return self._reader
+
+    async def _send(self) -> AsyncIterator[wire.ModelInferRequest]:
+        while (request := await self._requests.get()) is not None:
+            yield request
+
+    async def _read(self) -> None:
+        try:
+            async for response in self._service.ModelStreamInfer(self._send()):
+                if response.error_message:
+                    # Triton's own errors carry no id, so whose it is cannot be known.
+                    self._fail_waiting(response.error_message)
+                else:
+                    self._deliver(response.infer_response)
+        except grpc.RpcError as error:
+            self.fail(f"the connection to Triton broke: {details(error)}")
+        except Exception as error:
+            self.fail(f"the connection to Triton broke: {error}")
+        else:
+            self.fail("Triton closed the connection")
+
+    def _deliver(self, response: wire.ModelInferResponse) -> None:
+        answers = self._waiting.get(response.id)
+        if answers is None:
+            return
+        message, image = _contents(response)
+        answer: Answer | EngineError
+        answer = message if message["kind"] == "report" else answer_of(message, image)
+        if not isinstance(answer, Partial):
+            del self._waiting[response.id]
+        if isinstance(answer, EngineError):
+            answers.put_nowait(TritonError(str(answer), answer.kind))
+        else:
+            answers.put_nowait(answer)
+
+    def _fail_waiting(self, reason: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for answers in waiting.values():
+            answers.put_nowait(TritonLost(reason))
+
+
+def details(error: grpc.RpcError) -> str:
+    """What gRPC says went wrong."""
+    return str(error.details() if isinstance(error, grpc.Call) else error)
+
+
+def _request(model: str, key: str, message: Message) -> wire.ModelInferRequest:
+    text = encode(message)
+    return wire.ModelInferRequest(
+        model_name=model,
+        id=key,
+        inputs=[{"name": "message", "datatype": "BYTES", "shape": [1]}],
+        # A string travels behind its length.
+        raw_input_contents=[struct.pack("<I", len(text)) + text],
+    )
+
+
+def _contents(response: wire.ModelInferResponse) -> tuple[Message, Pixels | None]:
+    message: Message = {}
+    image: Pixels | None = None
+    for output, contents in zip(response.outputs, response.raw_output_contents, strict=True):
+        if output.name == "message":
+            message = json.loads(contents[4:])
+        else:
+            image = np.frombuffer(contents, dtype=np.uint8).reshape(output.shape)
+    return message, image
