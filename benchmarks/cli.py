@@ -1,21 +1,29 @@
 """``cdm-bench``: measure an image server, and a distillation."""
 
 import argparse
-import asyncio
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from benchmarks.errors import BenchError
-from benchmarks.files import write_whole
-from benchmarks.load import Load, LoadResult, run_load
 from benchmarks.variants import VARIANTS
 from distill.errors import DistillError
+
+LOADS = ("alone", "busy", "mixed", "arrivals")
+RUNTIMES = (
+    "torch f32",
+    "torch bf16",
+    "openvino f32",
+    "openvino bf16",
+    "onnxruntime cpu",
+    "onnxruntime cuda",
+    "tensorrt",
+)
+SOAKS = ("leaving", "overload", "kills")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,35 +37,23 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _load(arguments: argparse.Namespace, console: Console) -> int:
-    load = Load(
-        url=arguments.url,
-        requests=arguments.requests,
-        concurrency=arguments.concurrency,
-        steps=arguments.steps,
-        model=arguments.model,
-    )
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("requests", total=load.requests)
-        result = asyncio.run(run_load(load, lambda: progress.advance(task)))
-    console.print(_table(result))
-    if arguments.out:
-        write_whole(arguments.out, result.json())
-    return 0
-
-
 def _training(command: str) -> Callable[[argparse.Namespace, Console], int]:
-    """A command that needs torch, imported when it runs."""
+    """A command that needs torch."""
+    return _later("benchmarks.training", command, "distill")
+
+
+def _later(module: str, command: str, extra: str) -> Callable[[argparse.Namespace, Console], int]:
+    """A command whose module is imported when it runs, and needs what the extra installs."""
 
     def run(arguments: argparse.Namespace, console: Console) -> int:
         # Read while they are imported; what they warn of is not needed here.
         for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
             os.environ.setdefault(library, "error")
         try:
-            from benchmarks import training
+            function = getattr(importlib.import_module(module), command)
         except ModuleNotFoundError as error:
-            raise BenchError(f"{error.name} is missing: pip install 'cdm-serve[distill]'") from None
-        code: int = getattr(training, command)(arguments, console)
+            raise BenchError(f"{error.name} is missing: pip install 'cdm-serve[{extra}]'") from None
+        code: int = function(arguments, console)
         return code
 
     return run
@@ -69,6 +65,26 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 3600:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, more than 0")
+    return seconds
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return number
+
+
 def _several(text: str) -> int:
     if not text.isdecimal() or int(text) < 2:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 2")
@@ -78,14 +94,81 @@ def _several(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="cdm-bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    load = commands.add_parser("load", help="send a bounded closed-loop load")
+    load = commands.add_parser(
+        "load",
+        help="latency against load, every picture checked",
+        description="Without --clients and --rates: 1, 4 and 16 clients, then a search for the "
+        "highest Poisson rate that holds the SLO. A key is read from OPENAI_API_KEY.",
+    )
     load.add_argument("url", help="root of the server, such as http://127.0.0.1:8000")
-    load.add_argument("--requests", type=_positive, default=Load.requests)
-    load.add_argument("--concurrency", type=_positive, default=Load.concurrency)
+    load.add_argument("--clients", type=_positive, nargs="+", metavar="N", help="closed loops")
+    load.add_argument("--rates", type=_number, nargs="+", metavar="R", help="Poisson, a second")
+    load.add_argument("--search", action="store_true", help="for the highest rate, after these")
+    load.add_argument("--slo", type=_number, default=500.0, metavar="MS", help="(%(default)s)")
+    load.add_argument("--seconds", type=_seconds, default=10.0, help="at each load (%(default)s)")
+    load.add_argument("--stream", action="store_true", help="and time the first preview")
+    load.add_argument("--client", choices=("aiperf", "thin"), default="aiperf")
     load.add_argument("--steps", type=_positive, help="num_inference_steps (server's default)")
     load.add_argument("--model", help="a name from /v1/models (server's default)")
-    load.add_argument("--out", type=Path, metavar="FILE.json")
-    load.set_defaults(run=_load)
+    load.add_argument(
+        "--out", type=Path, metavar="FILE.json", default=Path("benchmarks/results/load.json")
+    )
+    load.set_defaults(run=_later("benchmarks.load_report", "load", "bench"))
+
+    overhead = commands.add_parser("overhead", help="the server against the engine without one")
+    overhead.add_argument("--rounds", type=_positive, default=5)
+    overhead.add_argument("--seconds", type=_seconds, default=2.0, help="of each run")
+    overhead.add_argument("--only", nargs="+", choices=LOADS, default=LOADS, help="these loads")
+    overhead.set_defaults(run=_later("benchmarks.serving_commands", "overhead", "bench"))
+    soak = commands.add_parser("soak", help="clients that leave, too much work, kills")
+    soak.add_argument("--only", nargs="+", choices=SOAKS, default=SOAKS, help="these parts")
+    soak.add_argument("--requests", type=_several, default=20_000, help="of the first part")
+    soak.add_argument("--leaving", type=float, default=0.3, help="share of clients that mean to")
+    soak.add_argument("--times", type=float, default=2.0, help="the capacity")
+    soak.add_argument("--minutes", type=float, default=5.0, help="of too much work")
+    soak.add_argument("--kills", type=_positive, default=3, help="of the model and of Triton")
+    soak.set_defaults(run=_later("benchmarks.soak", "soak", "bench"))
+
+    engine = commands.add_parser("engine", help="every stage in every runtime, and the floors")
+    engine.add_argument("--student", type=Path, default=Path("models/emoji-student"))
+    engine.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
+    engine.add_argument("--sizes", nargs="+", default=[], metavar="WxH", help="(all exported)")
+    engine.add_argument("--rounds", type=_positive, default=3)
+    engine.add_argument("--quick", action="store_true", help="two batches, little repetition")
+    engine.set_defaults(run=_later("benchmarks.serving_commands", "engine", "export,bench"))
+    plan = commands.add_parser("plan", help="how many machines a rate and a p99 need")
+    plan.add_argument("--rate", type=_number, metavar="R", help="requests a second")
+    plan.add_argument("--slo-p99", type=_number, default=500.0, metavar="MS", help="(%(default)s)")
+    plan.add_argument("--steps", type=_positive, nargs="+", default=[], help="(the model's)")
+    plan.add_argument("--check", action="store_true", help="against a real server, at three rates")
+    plan.add_argument("--seconds", type=_seconds, default=40.0, help="of each check (%(default)s)")
+    plan.add_argument("--calibration", type=Path, metavar="FILE.json", help="measure nothing")
+    plan.add_argument("--runtime", help="of a calibration that cdm-bench engine wrote")
+    plan.set_defaults(run=_later("benchmarks.serving_commands", "plan", "export,bench"))
+    for command in (overhead, soak, engine, plan):
+        command.add_argument("--repository", type=Path, default=Path("model_repository"))
+        command.add_argument("--model", help="a model of the repository (the first)")
+        command.add_argument("--out", type=Path, metavar="FILE.json")
+
+    peers = commands.add_parser("peers", help="against diffusers behind other servers")
+    peers.add_argument("--student", type=Path, default=Path("models/emoji-student"))
+    peers.add_argument("--repository", type=Path, default=Path("model_repository"))
+    peers.add_argument("--rounds", type=_several, default=5)
+    peers.add_argument("--quick", action="store_true", help="two short rounds, no sweep")
+    peers.add_argument(
+        "--out", type=Path, metavar="FILE.json", default=Path("benchmarks/results/peers.json")
+    )
+    peers.set_defaults(run=_later("benchmarks.peer_report", "peers", "peers"))
+
+    mlperf = commands.add_parser("mlperf", help="MLPerf's scenarios, short")
+    mlperf.add_argument("url", help="root of the server")
+    mlperf.add_argument("--seconds", type=_seconds, default=10.0, help="of each (%(default)s)")
+    mlperf.add_argument("--rate", type=_number, default=20.0, help="of Server (%(default)s)")
+    mlperf.add_argument("--slo", type=_number, default=500.0, metavar="MS", help="its p99")
+    mlperf.add_argument(
+        "--out", type=Path, metavar="FILE.json", default=Path("benchmarks/results/mlperf.json")
+    )
+    mlperf.set_defaults(run=_later("benchmarks.mlperf", "mlperf", "mlperf"))
 
     distill = commands.add_parser("distill", help="a student update against the released form")
     distill.add_argument("--n-max", type=_positive, default=28)
@@ -112,19 +195,6 @@ def _parser() -> argparse.ArgumentParser:
             "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a recipe key"
         )
     return parser
-
-
-def _table(result: LoadResult) -> Table:
-    table = Table(title=f"{result.load.url}, {result.load.concurrency} clients")
-    for name in ("answered", "failed", "images/s", *(f"{p} ms" for p in result.latency_ms)):
-        table.add_column(name, justify="right")
-    table.add_row(
-        str(result.answered),
-        str(result.failed),
-        f"{result.images_per_second:.1f}",
-        *(f"{value:.1f}" for value in result.latency_ms.values()),
-    )
-    return table
 
 
 if __name__ == "__main__":

@@ -1,119 +1,181 @@
-"""A bounded load on an OpenAI-compatible image endpoint.
+"""``cdm-bench load``: latency against load, every picture compared with the same one made alone."""
 
-Closed loop: each of ``concurrency`` clients sends its next request when the last one is answered,
-so a slow server is asked less often. Read the latencies together with the throughput.
-"""
+from __future__ import annotations
 
-import asyncio
+import itertools
 import json
-import platform
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-import httpx
-import numpy as np
-
+from benchmarks.aiperf import run_aiperf
+from benchmarks.answers import Answer, Point, summarise
+from benchmarks.endpoint import EXPECTED, Endpoint
 from benchmarks.errors import BenchError
+from benchmarks.prompts import Requests
+from benchmarks.server_metrics import Look, Work
+from benchmarks.thin import Load, cpu_seconds, run_thin
 
-PROMPTS = (
-    "a fox in the snow",
-    "an owl on the left on a purple background",
-    "a large pizza on a teal background",
-    "a cat left of a dog on a yellow background",
-)
+_HALVINGS = 5
+_CLOSE = 0.05  # of the rate, between the highest that held and the lowest that did not
+
+_FEW = 5  # requests, in the whole time: nothing is learnt from fewer
 
 
 @dataclass(frozen=True)
-class Load:
-    """What to send; ``steps`` of None leaves the number to the server."""
+class Plan:
+    """What to send, and for how many seconds at each load.
+
+    ``known`` is the number of different requests. ``aiperf`` is the Python of its environment; None
+    takes the thin client.
+    """
 
     url: str
-    requests: int = 100
-    concurrency: int = 4
-    steps: int | None = None
-    model: str | None = None
-    timeout: float = 60.0
-
-    def body(self, index: int) -> dict[str, object]:
-        """Return the JSON of request ``index``: the prompts in turn, each with its own seed."""
-        body: dict[str, object] = {"prompt": PROMPTS[index % len(PROMPTS)], "seed": index}
-        if self.steps is not None:
-            body["num_inference_steps"] = self.steps
-        if self.model is not None:
-            body["model"] = self.model
-        return body
+    clients: tuple[int, ...] = (1, 4, 16)
+    rates: tuple[float, ...] = ()
+    search: bool = True
+    slo_ms: float = 500.0
+    seconds: float = 10.0
+    known: int = 48
+    requests: Requests = field(default_factory=Requests)
+    aiperf: Path | None = None
 
 
 @dataclass(frozen=True)
-class LoadResult:
-    """Latencies in milliseconds of the requests that were answered with a picture."""
+class Measured:
+    """A point, what the server says of itself meanwhile, and the client's CPU-time a request."""
 
-    load: Load
-    machine: str
-    answered: int
-    failed: int
-    seconds: float
-    images_per_second: float
-    latency_ms: dict[str, float]
-
-    def json(self) -> str:
-        """Return the result as indented JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+    point: Point
+    work: Work | None
+    client_cpu_ms: float
 
 
-async def run_load(load: Load, on_answer: Callable[[], None]) -> LoadResult:
-    """Send the load and measure it; ``on_answer`` is called after every request.
+class Died(BenchError):
+    """The server has stopped answering; what was measured before is good."""
 
-    Raises:
-        BenchError: the endpoint cannot be reached, or no request was answered with a picture.
-    """
-    latencies: list[float] = []
-    failures: list[str] = []
-    waiting = iter(range(load.requests))
 
-    async def client(connection: httpx.AsyncClient) -> None:
-        for index in waiting:
-            started = time.perf_counter()
-            answer = await connection.post("/v1/images/generations", json=load.body(index))
-            elapsed = time.perf_counter() - started
-            if _has_picture(answer):
-                latencies.append(1000 * elapsed)
-            else:
-                failures.append(answer.text)
-            on_answer()
+class LoadTest:
+    """Points are in ``measured`` as soon as they are had."""
 
-    try:
-        async with httpx.AsyncClient(base_url=load.url, timeout=load.timeout) as connection:
-            started = time.perf_counter()
-            await asyncio.gather(*(client(connection) for _ in range(load.concurrency)))
-            seconds = time.perf_counter() - started
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise BenchError(
-            f"{load.url} does not answer ({error or type(error).__name__}); "
-            "expected the root of an image server such as http://127.0.0.1:8000"
-        ) from None
-    if not latencies:
-        raise BenchError(
-            f"all {load.requests} requests failed; the first answer: {failures[0][:500]}"
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        """``say`` is told what is going on."""
+        self.plan = plan
+        self.endpoint = Endpoint(plan.url)
+        self.bodies = [plan.requests.body(number) for number in range(plan.known)]
+        self.measured: list[Measured] = []
+        self.alone: dict[int, str] = {}
+        self.unsteady: set[int] = set()
+        self._say = say
+
+    def run(self) -> Iterator[Measured]:
+        """Measure one load after another.
+
+        Raises:
+            BenchError: the server does not answer, or answers none of the requests.
+            Died: it did, and no longer does.
+        """
+        self.endpoint.get("/v1/models")  # says so at once if nobody answers
+        self._say("the requests alone, before")
+        self.alone = self._ask_alone()
+        for load in (
+            *(Load(clients=n) for n in self.plan.clients),
+            *(Load(rate=rate) for rate in self.plan.rates),
+        ):
+            yield self._measure(load)
+        if self.plan.search:
+            yield from self._search()
+        self._say("the requests alone, after")
+        again = self._ask_alone()
+        self.unsteady = {n for n, picture in self.alone.items() if again.get(n) != picture}
+
+    @property
+    def best_rate(self) -> float | None:
+        """The highest Poisson rate that was tried and held."""
+        return max(
+            (m.point.rate for m in self.measured if m.point.rate and m.point.holds), default=None
         )
-    percentiles = np.percentile(latencies, (50, 90, 95, 99))
-    return LoadResult(
-        load=load,
-        machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
-        answered=len(latencies),
-        failed=len(failures),
-        seconds=round(seconds, 3),
-        images_per_second=round(len(latencies) / seconds, 2),
-        latency_ms={
-            name: round(float(value), 2)
-            for name, value in zip(("p50", "p90", "p95", "p99"), percentiles, strict=True)
-        },
-    )
 
+    def result(self) -> dict[str, Any]:
+        """Everything so far, for JSON."""
+        plan = {k: v for k, v in asdict(self.plan).items() if k != "aiperf"}
+        return {
+            "plan": plan | {"client": "AIPerf" if self.plan.aiperf else "thin"},
+            "highest_rate_within_slo": self.best_rate,
+            "different_when_asked_alone_again": len(self.unsteady),
+            "points": [
+                asdict(m.point)
+                | {"holds": m.point.holds, "server": m.work and asdict(m.work)}
+                | {"client_cpu_ms_per_request": m.client_cpu_ms}
+                for m in self.measured
+            ],
+        }
 
-def _has_picture(answer: httpx.Response) -> bool:
-    try:
-        return bool(answer.is_success and answer.json()["data"][0]["b64_json"])
-    except (ValueError, LookupError, TypeError):  # a success, but not of an image server
-        return False
+    def _ask_alone(self) -> dict[int, str]:
+        """The picture of each request, one at a time."""
+        numbers = iter(range(self.plan.known))
+        answers = run_thin(self.endpoint, Load(clients=1), self._body, numbers)
+        pictures = {a.request: a.picture for a in answers if a.picture}
+        if len(pictures) < len(answers):
+            bad = next(a for a in answers if not a.picture)
+            if bad.status is None:
+                kind = Died if self.measured else BenchError
+                raise kind(f"{self.plan.url} does not answer ({bad.error}); {EXPECTED}")
+            raise BenchError(
+                f"{len(answers) - len(pictures)} of {len(answers)} requests failed, one at a time; "
+                f"the first answer: {bad.status}: {bad.error or 'no picture in it'}"
+            )
+        return pictures
+
+    def _body(self, number: int) -> bytes:
+        return json.dumps(self.bodies[number]).encode()
+
+    def _measure(self, load: Load) -> Measured:
+        self._say(f"{load}, {self.plan.seconds:g} s")
+        before = Look.at(self.endpoint)
+        answers, cpu = self._send(load)
+        if not answers:
+            raise BenchError(
+                f"nothing was due in {self.plan.seconds:g} s at {load}: more --seconds"
+            )
+        point = summarise(answers, self.alone, self.plan.slo_ms, load.clients, load.rate)
+        after = Look.at(self.endpoint)
+        work = after.since(before) if before and after else None
+        measured = Measured(point, work, round(1000 * cpu / len(answers), 2))
+        self.measured.append(measured)
+        if answers[-1].status is None:
+            self._still_there(load)
+        return measured
+
+    def _send(self, load: Load) -> tuple[list[Answer], float]:
+        if self.plan.aiperf:
+            seconds = self.plan.seconds
+            return run_aiperf(self.plan.aiperf, self.endpoint, load, self.bodies, seconds)
+        before = cpu_seconds()
+        numbers = itertools.cycle(range(self.plan.known))
+        answers = run_thin(self.endpoint, load, self._body, numbers, self.plan.seconds)
+        return sorted(answers, key=lambda a: a.due), cpu_seconds() - before
+
+    def _still_there(self, load: Load) -> None:
+        try:
+            self.endpoint.get("/v1/models")
+        except BenchError:
+            raise Died(f"{self.plan.url} stopped answering under {load}") from None
+
+    def _search(self) -> Iterator[Measured]:
+        """Halve the distance between the highest rate that holds and the lowest that does not."""
+        open_loop = [m.point for m in self.measured if m.point.rate]
+        low = max((p.rate or 0.0 for p in open_loop if p.holds), default=0.0)
+        failed = [p.rate or 0.0 for p in open_loop if not p.holds and (p.rate or 0.0) > low]
+        # An open loop queues before the server is full: its closed-loop throughput is above.
+        closed = max((m.point.throughput for m in self.measured if m.point.clients), default=None)
+        high = min(failed, default=closed or 2 * low or 32.0)
+        for _ in range(_HALVINGS):
+            if high - low <= _CLOSE * high:
+                return
+            rate = round((low + high) / 2, 3)
+            if rate * self.plan.seconds < _FEW:
+                return
+            measured = self._measure(Load(rate=rate))
+            yield measured
+            low, high = (rate, high) if measured.point.holds else (low, rate)

@@ -1,0 +1,230 @@
+"""``cdm-bench peers``: the same student and load on four servers, which take turns.
+
+Every ratio is taken within a round, in which each server runs for a few seconds while the others
+are stopped, so what the machine does otherwise meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.answers import Answer
+from benchmarks.contenders import Contender, Setting, started
+from benchmarks.endpoint import Endpoint
+from benchmarks.errors import BenchError
+from benchmarks.prompts import Requests
+from benchmarks.tally import percentiles
+from benchmarks.thin import Load, cpu_seconds, run_thin
+
+OURS, FASTAPI, LITSERVE, RAY = "cdm-serve", "FastAPI", "LitServe", "Ray Serve"
+MODULES = {FASTAPI: "fastapi", LITSERVE: "litserve", RAY: "ray"}
+CLIENTS = (1, 16)
+_BATCHING = (
+    Setting(batch=16, wait=0.01, bf16=True),
+    Setting(batch=16, wait=0.05, bf16=True),
+    Setting(batch=8, wait=0.01, bf16=True),
+    Setting(batch=8, wait=0.01, workers=2, bf16=True),
+    Setting(batch=16, wait=0.01),
+)
+# bf16 is not how its users write it, so FastAPI keeps the float32 the pipeline has.
+SETTINGS: dict[str, tuple[Setting, ...]] = {
+    FASTAPI: (Setting(), Setting(lock=True)),
+    LITSERVE: _BATCHING,
+    RAY: _BATCHING,
+}
+_WARM_UP = 0.4  # of a run at 16 clients: the first pictures of a batch size take seconds
+_SAME = 20.0  # decibels; bfloat16 reaches some 30, another picture less than 12
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The student, where its export is, and how long to measure (seconds of one run)."""
+
+    student: Path
+    repository: Path
+    rounds: int = 5
+    alone_seconds: float = 5.0
+    busy_seconds: float = 8.0
+    sweep_seconds: float = 5.0
+
+
+Run = dict[str, Any]
+Progress = Callable[[str], None]
+
+
+def sweep(plan: Plan, say: Progress) -> Iterator[tuple[str, Setting, Run]]:
+    """Each peer's settings at 16 clients, one server at a time."""
+    for name, settings in SETTINGS.items():
+        for setting in settings:
+            say(f"sweep: {name}, {setting}")
+            with _peer(plan, name, setting) as peer, peer.awake():
+                measure(peer, CLIENTS[-1], _WARM_UP * plan.sweep_seconds)
+                yield name, setting, measure(peer, CLIENTS[-1], plan.sweep_seconds)
+
+
+def best(tried: Sequence[tuple[str, Setting, Run]]) -> dict[str, Setting]:
+    """Each peer's setting of the highest throughput."""
+    chosen: dict[str, tuple[float, Setting]] = {}
+    for name, setting, run in tried:
+        if name not in chosen or run["images_per_second"] > chosen[name][0]:
+            chosen[name] = (run["images_per_second"], setting)
+    return {name: setting for name, (_, setting) in chosen.items()}
+
+
+def rounds(
+    plan: Plan, settings: Mapping[str, Setting], say: Progress
+) -> Iterator[dict[str, dict[str, Run]]]:
+    """Of each round every server's runs, by server and number of clients.
+
+    Raises:
+        BenchError: a server does not start, or draws something else than the others.
+    """
+    with ExitStack() as stack:
+        contenders = []
+        for name in (OURS, *settings):
+            say(f"starting {name}")
+            server = _ours(plan) if name == OURS else _peer(plan, name, settings[name])
+            contenders.append(stack.enter_context(server))
+        say("warming up; the same pictures")
+        _compare(contenders, plan.busy_seconds)
+        for number in range(plan.rounds):
+            results: dict[str, dict[str, Run]] = {}
+            # The order goes round, so that nobody always follows the same one.
+            turn = number % len(contenders)
+            for contender in contenders[turn:] + contenders[:turn]:
+                say(f"round {number + 1} of {plan.rounds}: {contender.name}")
+                with contender.awake():
+                    results[contender.name] = {
+                        str(clients): measure(contender, clients, seconds)
+                        for clients, seconds in zip(
+                            CLIENTS, (plan.alone_seconds, plan.busy_seconds), strict=True
+                        )
+                    }
+            yield results
+
+
+def measure(contender: Contender, clients: int, seconds: float) -> Run:
+    """One closed loop; every request has a prompt of its own.
+
+    Raises:
+        BenchError: a request failed.
+    """
+    server, client = contender.cpu_seconds(), cpu_seconds()
+    answers = run_thin(
+        contender.endpoint,
+        Load(clients=clients),
+        lambda number: json.dumps(Requests().body(number)).encode(),
+        itertools.count(),
+        seconds,
+    )
+    server, client = contender.cpu_seconds() - server, cpu_seconds() - client
+    for answer in answers:
+        if not answer.picture:
+            raise BenchError(f"{contender.name} answered {answer.status}: {answer.error[:300]}")
+    # To the last answer: a server that answers by whole batches is not cut off in one.
+    took = max(a.ended for a in answers) - min(a.sent for a in answers)
+    return {
+        "images_per_second": round(len(answers) / took, 2),
+        "milliseconds": percentiles([1000 * (a.ended - a.sent) for a in answers]),
+        "requests": len(answers),
+        "server_cpu_ms": round(1000 * server / len(answers), 2),
+        "client_cpu_ms": round(1000 * client / len(answers), 3),
+    }
+
+
+def ratios(results: Sequence[Mapping[str, Mapping[str, Run]]]) -> dict[str, dict[str, float]]:
+    """Ours over each peer, by round: throughput at 16 clients and p50 of one."""
+    found: dict[str, dict[str, float]] = {}
+    for peer in (name for name in results[0] if name != OURS):
+        for figure, of in (("throughput", _throughput), ("p50", _p50)):
+            values = [of(each[OURS]) / of(each[peer]) for each in results]
+            found[f"{figure} / {peer}"] = quartiles(values)
+    batching = [name for name in results[0] if name in (LITSERVE, RAY)]
+    values = [
+        _throughput(each[OURS]) / max(_throughput(each[name]) for name in batching)
+        for each in results
+    ]
+    return {**found, "throughput / best batching peer": quartiles(values)}
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = np.percentile(values, (25, 50, 75))
+    named = {"median": median, "low": low, "high": high}
+    return {name: round(float(value), 3) for name, value in named.items()}
+
+
+def _throughput(runs: Mapping[str, Run]) -> float:
+    return float(runs[str(CLIENTS[-1])]["images_per_second"])
+
+
+def _p50(runs: Mapping[str, Run]) -> float:
+    return float(runs[str(CLIENTS[0])]["milliseconds"]["p50"])
+
+
+@contextmanager
+def _ours(plan: Plan) -> Iterator[Contender]:
+    repository = str(plan.repository.resolve())
+
+    def command(port: int) -> list[str]:
+        return ["cdm_serve", "--model-repository", repository, "--port", str(port)]
+
+    with started(OURS, command) as contender:
+        yield contender
+
+
+@contextmanager
+def _peer(plan: Plan, name: str, setting: Setting) -> Iterator[Contender]:
+    module, student = f"benchmarks.peers.{MODULES[name]}_diffusers", str(plan.student.resolve())
+
+    def command(port: int) -> list[str]:
+        return [module, student, str(port), *setting.arguments()]
+
+    with started(name, command) as contender:
+        yield contender
+
+
+def _compare(contenders: Sequence[Contender], seconds: float) -> None:
+    """Warm them up; all draw the same for the same requests, but for their arithmetic."""
+    seen: list[np.ndarray[Any, Any]] = []
+    for contender in contenders:
+        with contender.awake():
+            measure(contender, CLIENTS[-1], _WARM_UP * seconds)
+            seen.append(_pictures(contender.endpoint))
+    for contender, pictures in zip(contenders, seen, strict=True):
+        error = float(((pictures - seen[0]) ** 2).mean())
+        if error and 10 * np.log10(255**2 / error) < _SAME:
+            raise BenchError(f"{contender.name} draws other pictures than {contenders[0].name}")
+
+
+def _pictures(endpoint: Endpoint) -> np.ndarray[Any, Any]:
+    answers = run_thin(
+        endpoint,
+        Load(clients=4),
+        lambda number: json.dumps(Requests().body(number)).encode(),
+        iter(range(4)),
+    )
+    return np.stack([_pixels(a) for a in sorted(answers, key=lambda a: a.request)])
+
+
+def _pixels(answer: Answer) -> np.ndarray[Any, Any]:
+    if not answer.picture:
+        raise BenchError(f"no picture: {answer.status}: {answer.error[:300]}")
+    with Image.open(io.BytesIO(base64.b64decode(answer.picture))) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.float64)
+
+
+def tried_json(tried: Sequence[tuple[str, Setting, Run]]) -> list[dict[str, Any]]:
+    """The sweep, for JSON."""
+    return [{"server": name, "setting": asdict(setting), **run} for name, setting, run in tried]
