@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STUDENT := emoji-student
 EXPORT := model_repository/$(STUDENT)/1/export.json
 
-.PHONY: serve test check clean
+.PHONY: serve test check release clean
 
 ## serve: install, export the shipped student if needed, start Triton and the gateway
 serve: $(VENV)/serve.stamp $(EXPORT)
@@ -20,6 +20,11 @@ check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+## release: sdist and wheel in dist/
+release: $(VENV)/test.stamp
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
