@@ -55,7 +55,8 @@ def plan_machines(calibration: Calibration, demand: Demand) -> dict[str, Any]:
     arrivals = list(poisson(demand.rate, seconds, steps, calibration.size, seed=0))
     tried: dict[int, dict[str, float]] = {}
     mean_steps = sum(steps) / len(steps)
-    count = max(1, math.floor(demand.rate * mean_steps / calibration.steps / calibration.capacity))
+    # Fewer would be overrun: their queue grows for as long as it is simulated.
+    count = max(1, math.ceil(demand.rate * mean_steps / calibration.steps / calibration.capacity))
     while count <= MOST:
         tried[count] = predicted(calibration, arrivals, count)
         if tried[count]["p99"] <= demand.slo_p99_ms:

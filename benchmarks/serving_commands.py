@@ -192,7 +192,11 @@ def plan(arguments: argparse.Namespace, console: Console) -> int:
         demand = Demand(arguments.rate, arguments.slo_p99, arguments.steps)
         result["demand"] = {"rate": demand.rate, "slo_p99_ms": demand.slo_p99_ms}
         result["plan"] = plan_machines(calibration, demand)
-        console.print(_plan_table(demand, result["plan"]))
+        console.print(
+            f"{demand.rate:g} requests/s at a p99 of {demand.slo_p99_ms:g} ms: "
+            f"{result['plan']['machines']} machines"
+        )
+        console.print(_plan_table(result["plan"]))
     if arguments.out:
         write_result(arguments.out, result, PACKAGES)
     return 0
@@ -221,11 +225,8 @@ def _check_table(points: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _plan_table(demand: Demand, found: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{demand.rate:g} requests/s at a p99 of {demand.slo_p99_ms:g} ms: "
-        f"{found['machines']} machines"
-    )
+def _plan_table(found: dict[str, Any]) -> Table:
+    table = Table()
     for name in ("machines", "p50 ms", "p90 ms", "p99 ms"):
         table.add_column(name, justify="right")
     for count, latency in found["tried"].items():
