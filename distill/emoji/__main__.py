@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     vae.add_argument("--steps", type=count, default=3000)
     vae.add_argument("--batch", type=count, default=16)
 
+    decoder = commands.add_parser("decoder", help="train a pipeline's VAE decoder on, alone")
+    decoder.add_argument("pipeline", type=Path, help="its vae is replaced by the better one")
+    decoder.add_argument("--folder", type=Path, default=Path("runs/emoji-decoder"))
+    decoder.add_argument("--steps", type=count, default=6000)
+    decoder.add_argument("--batch", type=count, default=16)
+
     teacher = commands.add_parser("teacher", help="train text encoders and transformer together")
     teacher.add_argument("--vae", type=Path, default=Path("runs/emoji-vae/vae"))
     teacher.add_argument("--folder", type=Path, default=Path("runs/emoji-teacher"))
@@ -98,13 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     gallery.add_argument("--seed", type=int, default=0)
     gallery.add_argument("--out", type=Path, default=Path("docs/gallery.png"))
 
-    for command in (vae, teacher):
+    for command in (vae, decoder, teacher):
         command.add_argument("--rate", type=_positive, default=1e-3, help="the learning rate")
-    for command in (vae, teacher, judge):
+    for command in (vae, decoder, teacher, judge):
         command.add_argument(
             "--minutes", type=_positive, default=math.inf, help="stop there; the same call goes on"
         )
-    for command in (vae, teacher, judge, score, sample, gallery):
+    for command in (vae, decoder, teacher, judge, score, sample, gallery):
         command.add_argument("--threads", type=count, help="CPU threads (default: all cores)")
     return parser
 

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 
 from distill.adapters import load_adapter
 from distill.emoji.compose import draw_composition
+from distill.emoji.decoder import train_decoder
 from distill.emoji.gallery import save_gallery
 from distill.emoji.judge import load_judge, save_judge, train_judge
 from distill.emoji.latents import LatentPool, LivePool, latent_pool, live_pool
@@ -40,8 +41,8 @@ def _sprites(arguments: argparse.Namespace) -> None:
     render_sheet(arguments.font)
 
 
-def _vae(arguments: argparse.Namespace) -> None:
-    plan = Plan(
+def _autoencoder_plan(arguments: argparse.Namespace) -> Plan:
+    return Plan(
         steps=arguments.steps,
         batch=arguments.batch,
         learning_rate=arguments.rate,
@@ -51,7 +52,10 @@ def _vae(arguments: argparse.Namespace) -> None:
         ema=0.995,
         minutes=arguments.minutes,
     )
-    vae = train_vae(arguments.folder, plan)
+
+
+def _vae(arguments: argparse.Namespace) -> None:
+    vae = train_vae(arguments.folder, _autoencoder_plan(arguments))
     if join_processes()[0] > 0:
         return
     with whole_folder(arguments.folder / "vae") as temporary:
@@ -59,13 +63,32 @@ def _vae(arguments: argparse.Namespace) -> None:
     print(f"held-out reconstruction {reconstruction_psnr(vae):.2f} dB: {arguments.folder / 'vae'}")
 
 
-def _teacher(arguments: argparse.Namespace) -> None:
-    if not (arguments.vae / "config.json").exists():
+def _load_vae(folder: Path) -> AutoencoderKL:
+    if not (folder / "config.json").exists():
         raise DistillError(
-            f"{arguments.vae} holds no autoencoder; train one with python -m distill.emoji vae"
+            f"{folder} holds no autoencoder; train one with python -m distill.emoji vae"
         )
-    vae = AutoencoderKL.from_pretrained(arguments.vae).requires_grad_(False).to(training_device())
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
     vae.register_to_config(_name_or_path="emoji-vae")  # else the folder's name is published
+    return vae.requires_grad_(False)
+
+
+def _decoder(arguments: argparse.Namespace) -> None:
+    folder = arguments.pipeline / "vae"
+    vae = _load_vae(folder)
+    trained = train_decoder(arguments.folder, _autoencoder_plan(arguments), vae)
+    if join_processes()[0] > 0:
+        return
+    before, after = reconstruction_psnr(vae), reconstruction_psnr(trained)
+    print(f"held-out reconstruction {before:.2f} dB before, {after:.2f} dB after")
+    if not after > before:  # also where it is not a number
+        raise DistillError(f"{folder} is better and stays; train longer, with more --steps")
+    with whole_folder(folder) as temporary:
+        trained.to(torch.float16).save_pretrained(temporary)
+
+
+def _teacher(arguments: argparse.Namespace) -> None:
+    vae = _load_vae(arguments.vae).to(training_device())
     tokenizer = new_tokenizer()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     sizes = arguments.subjects, arguments.singles, arguments.pairs
@@ -174,6 +197,7 @@ def _gallery(arguments: argparse.Namespace) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "sprites": _sprites,
     "vae": _vae,
+    "decoder": _decoder,
     "teacher": _teacher,
     "prompts": _prompts,
     "judge": _judge,

@@ -131,6 +131,7 @@ class PicturePool:
     """Compositions drawn once, and composed anew whenever they are asked for."""
 
     def __init__(self, compositions: Sequence[Composition], device: torch.device) -> None:
+        self.device = device
         self._layout = layout_of(compositions).to(device)
         self._composer = Composer(device)
 

@@ -48,8 +48,10 @@ def pictures(seed: int, count: int, held_out: bool = False) -> Tensor:
     return 2 * drawn(_draw(seed, count, held_out), seed) - 1
 
 
-def _edges(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+def edge_difference(restored: Tensor, images: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring pixels' differences, across plus down."""
+    error = restored - images
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 
 def vae_losses(vae: nn.Module, images: Tensor, noise: Tensor) -> Losses:
@@ -58,12 +60,31 @@ def vae_losses(vae: nn.Module, images: Tensor, noise: Tensor) -> Losses:
     restored = vae.decode(posterior.mean + posterior.std * noise).sample.float()  # type: ignore[operator]
     absolute = functional.l1_loss(restored, images)
     squared = functional.mse_loss(restored, images)
-    edges = sum(
-        functional.l1_loss(a, b) for a, b in zip(_edges(restored), _edges(images), strict=True)
-    )
+    edges = edge_difference(restored, images)
     divergence = posterior.kl().mean()
     loss = absolute + 0.5 * edges + 2 * squared + KL_WEIGHT * divergence
     return {"loss": loss, "mse": squared, "kl": divergence}
+
+
+def picture_pool(seed: int, device: torch.device) -> PicturePool:
+    """Return the compositions that training draws its pictures from."""
+    return PicturePool(_draw(seed, _POOL), device)
+
+
+def pictures_at(pool: PicturePool, seed: int, count: int) -> tuple[Tensor, torch.Generator]:
+    """Compose ``count`` pictures in [-1, 1]; the generator goes on to draw their noise."""
+    device = pool.device
+    generator = torch.Generator(device).manual_seed(seed)
+    rows = torch.randint(len(pool), (count,), generator=generator, device=device)
+    return 2 * pool.at(rows, generator) - 1, generator
+
+
+def save_restored(vae: nn.Module, path: Path) -> None:
+    """Write held-out pictures above what the autoencoder makes of them."""
+    device = next(vae.parameters()).device
+    images = pictures(_HELD_OUT_SEED, 12, held_out=True).to(device)
+    both = torch.cat([images, _restored(vae, images)])
+    save_grid(both / 2 + 0.5, path, columns=12)
 
 
 @torch.no_grad()
@@ -85,22 +106,15 @@ def train_vae(run: Path, plan: Plan, seed: int = 0) -> AutoencoderKL:
     torch.manual_seed(seed)
     device = training_device()
     vae = new_vae().to(device, memory_format=torch.channels_last)
-    pool = PicturePool(_draw(seed, _POOL), device)
+    pool = picture_pool(seed, device)
 
     def loss_at(draw: int, count: int) -> Losses:
-        generator = torch.Generator(device).manual_seed(seed + draw)
-        rows = torch.randint(len(pool), (count,), generator=generator, device=device)
-        images = 2 * pool.at(rows, generator) - 1
+        images, generator = pictures_at(pool, seed + draw, count)
         noise = torch.randn((count, 8, 16, 16), generator=generator, device=device)
         with torch.autocast(device.type, torch.bfloat16):
             return vae_losses(vae, images, noise)
 
-    def preview(averaged: nn.Module, path: Path) -> None:
-        images = pictures(_HELD_OUT_SEED, 12, held_out=True).to(device)
-        both = torch.cat([images, _restored(averaged, images)])
-        save_grid(both / 2 + 0.5, path, columns=12)
-
-    averaged: AutoencoderKL = train(plan, vae, loss_at, run, preview)
+    averaged: AutoencoderKL = train(plan, vae, loss_at, run, save_restored)
     with torch.no_grad():
         batches = [pictures(_HELD_OUT_SEED + 1 + i, 64) for i in range(_STATISTICS_BATCHES)]
         means = [averaged.encode(batch.to(device)).latent_dist.mean for batch in batches]

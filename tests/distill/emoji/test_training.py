@@ -113,6 +113,25 @@ def test_from_pictures_to_a_pipeline(tmp_path: Path, tokenizer: CLIPTokenizer) -
         assert torch.equal(a, b)
 
 
+def test_a_decoder_is_trained_on_alone(tmp_path: Path, capsys) -> None:
+    """The encoder stays bit for bit; a decoder that became worse is not taken."""
+    torch.manual_seed(0)
+    folder = tmp_path / "pipeline/vae"
+    new_vae().to(torch.float16).save_pretrained(folder)
+    before = AutoencoderKL.from_pretrained(folder).state_dict()
+    ask = ["decoder", str(tmp_path / "pipeline"), "--steps", "3", "--batch", "2"]
+    assert main([*ask, "--folder", str(tmp_path / "run"), "--rate", "0.02"]) == 0
+    after = AutoencoderKL.from_pretrained(folder).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    capsys.readouterr()
+
+    assert main([*ask, "--folder", str(tmp_path / "wild"), "--rate", "1e4"]) == 2
+    assert f"{folder} is better and stays" in capsys.readouterr().err
+    kept = AutoencoderKL.from_pretrained(folder).state_dict()
+    assert all(torch.equal(kept[name], after[name]) for name in after)
+
+
 def test_a_live_pool_draws_what_its_captions_say(tokenizer: CLIPTokenizer) -> None:
     """Encoded and decoded again by the shipped autoencoder, a picture is the drawn one."""
     vae = AutoencoderKL.from_pretrained(MODELS / "emoji-teacher" / "vae", dtype=torch.float32)
