@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     ablation.add_argument("--only", nargs="+", default=list(VARIANTS), metavar="VARIANT")
     ablation.add_argument("--judge", type=Path, default=Path("models/emoji-judge"))
     ablation.add_argument("--pictures", type=_several, default=200, help="at each number of steps")
-    ablation.add_argument("--subjects", type=_several, default=48, help="that the teacher knows")
+    ablation.add_argument("--subjects", type=_several, default=64, help="that the teacher knows")
     ablation.add_argument("--guidance", type=float, default=3.5, help="of the teacher's pictures")
     ablation.set_defaults(run=_training("ablation"))
     for command in (distill, ablation):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from cdm_serve.engine.manifest import Manifest, read_manifest
@@ -30,6 +31,14 @@ card = {"format": 1, "name": "tiny", "architecture": "sd3", "steps": 4,
 (folder / "cdm.json").write_text(json.dumps(card))
 """
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads_as_before() -> Iterator[None]:
+    """Recipes set them, and the last digits of a result depend on them."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass

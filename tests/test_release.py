@@ -1,5 +1,6 @@
-"""What ``make release`` builds, without fetching anything: the wheel's contents."""
+"""What ``make release`` builds: the wheel's contents, and that it serves where nothing else is."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,12 +8,14 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
+import httpx
 import pytest
+from conftest import Server, free_port
 
 import cdm_serve
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.slow  # builds an sdist and from it a wheel
+pytestmark = pytest.mark.slow  # builds an sdist and from it a wheel, and installs that
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +56,41 @@ def test_serving_requires_no_torch(wheel: zipfile.ZipFile) -> None:
     names = {re.split(r"[^A-Za-z0-9-]", line)[0] for line in lines if "extra ==" not in line}
     assert "fastapi" in names and "tritonclient" in names
     assert not names & {"torch", "diffusers", "transformers", "accelerate", "onnx", "ray"}
+
+
+def test_alone_in_a_fresh_environment_it_serves_an_export(
+    wheel: zipfile.ZipFile, repository: Path, server: Server, tmp_path: Path
+) -> None:
+    """From a folder where the source is not; only what it requires is fetched."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    binaries = tmp_path / "venv" / "bin"
+    install = [binaries / "python", "-m", "pip", "install", "--quiet"]
+    install += ["-c", ROOT / "constraints.txt", str(wheel.filename)]
+    subprocess.run(install, check=True, cwd=tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    port = str(free_port())
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [binaries / "cdm-serve", "--model-repository", repository, "--port", port],
+            stdout=file,
+            stderr=file,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+    url = f"http://127.0.0.1:{port}"
+    alone = Server(process, url, output, httpx.Client(base_url=url, timeout=60.0))
+    try:
+        alone.wait_ready()
+        job = ("a fox", 7, 4, "96x64")
+        assert alone.picture(*job) == server.picture(*job)
+        assert alone.http.get("/").status_code == 200
+    finally:
+        alone.http.close()
+        assert alone.interrupt() == 0
+    where = "import cdm_serve; print(cdm_serve.__file__)"
+    found = subprocess.run(
+        [binaries / "python", "-c", where], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert found.stdout.startswith(str(tmp_path))

@@ -19,6 +19,7 @@ def test_command_offers_every_runtime() -> None:
     assert CHOICES == RUNTIMES
 
 
+@pytest.mark.slow
 def test_command_measures_beside_the_floor(
     repository: Path, student: Path, tmp_path: Path, capsys
 ) -> None:

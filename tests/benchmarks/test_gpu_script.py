@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +16,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd="/")
 
 
+@pytest.mark.slow
 def test_runs_as_a_plain_file(tmp_path: Path) -> None:
     parts = ["limits", "bf16", "onnxruntime", "tensorrt", "update"]
     done = run("--tiny", "--out", str(tmp_path), "--only", *parts)

@@ -34,6 +34,7 @@ def made(engine: Scheduler | WholeRequests, jobs: list[Job]) -> list[Future]:
     return [future.result(60) for future in futures]
 
 
+@pytest.mark.slow
 def test_command_measures_all_contenders(repository: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "overhead.json"
     size = ["--rounds", "2", "--seconds", "1.5", "--only", "alone", "arrivals"]

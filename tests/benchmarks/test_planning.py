@@ -67,6 +67,7 @@ def test_says_what_is_no_calibration(tmp_path: Path, capsys) -> None:
     assert f"{path} is no calibration" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_is_checked_against_a_real_server(repository: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     check = ["--check", "--seconds", "3", "--rate", "50", "--slo-p99", "2000"]

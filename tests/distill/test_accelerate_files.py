@@ -20,7 +20,8 @@ SHAPES = {
 SCRIPT = """
 from distill.parallel import Processes
 processes = Processes("cpu")
-print("processes", processes.count, "sharded", bool(processes.sharded))
+# In one piece: two processes write to one pipe.
+print(f"processes {processes.count} sharded {bool(processes.sharded)}\\n", end="", flush=True)
 """
 
 

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from diffusers import StableDiffusion3Pipeline
 from pipelines import PROMPTS
 
@@ -48,13 +47,6 @@ def recipe_file(teacher: Path, tmp_path: Path) -> Path:
         """
     )
     return path
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:

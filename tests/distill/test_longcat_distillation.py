@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 from diffusers import LongCatImagePipeline
 from pipelines import PROMPTS, tiny_longcat
@@ -11,13 +10,6 @@ from safetensors.torch import load_file
 
 from distill.adapters import load_adapter
 from distill.cli import main
-
-
-@pytest.fixture(autouse=True)
-def same_threads_afterwards():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_two_updates_give_a_student_that_diffusers_samples(tmp_path: Path) -> None:

@@ -66,9 +66,7 @@ def recipe_file(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def alone(recipe_file: Path) -> Path:
     """The student of one process with the whole batch."""
-    threads = torch.get_num_threads()
     assert main([str(recipe_file), "--folder", str(recipe_file.parent / "run-alone")]) == 0
-    torch.set_num_threads(threads)
     return recipe_file.parent / "alone"
 
 
@@ -142,11 +140,9 @@ def test_adapters_train_sharded_and_go_on_alone(recipe_file: Path, teacher: Path
     lora = ("--set", "lora.rank=2")
     arguments = ("--folder", str(folder / "run-lora"), "--set", f"output={folder / 'lora'}", *lora)
     launch(launcher, recipe_file, *arguments, "--updates", "1")
-    threads = torch.get_num_threads()
     assert main([str(recipe_file), *arguments, "--resume"]) == 0
     straight = ("--folder", str(folder / "run-lora-1"), "--set", f"output={folder / 'lora-1'}")
     assert main([str(recipe_file), *straight, *lora]) == 0
-    torch.set_num_threads(threads)
     assert_same_student(folder / "lora", folder / "lora-1", teacher)
 
 

@@ -1,4 +1,4 @@
-"""More requests than all engines of a cluster take."""
+"""A cluster of this machine alone: more requests than all engines take, and who may join it."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,15 +16,16 @@ pytest.importorskip("ray", reason="pip install 'cdm-serve[ray]'")
 pytestmark = pytest.mark.slow  # a minute to start, on two cores
 
 
-@pytest.fixture
-def full(repository, tmp_path):
+@pytest.fixture(scope="module")
+def full(repository, tmp_path_factory):
     """One engine that takes one request while one waits; the gateway's own line is long."""
     port = free_port()
     command = [sys.executable, "-m", "cdm_serve", "--ray", "--model-repository", repository]
     command += ["--engines", "1", "--engine-requests", "1", "--queue-seconds", "3600"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("RAY_")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
-    output = tmp_path / "output"
+    environment["HOME"] = str(tmp_path_factory.mktemp("home"))  # Ray writes its token there
+    output = tmp_path_factory.mktemp("full") / "output"
     with output.open("w") as file:
         process = subprocess.Popen(
             [*command, "--port", str(port)], stdout=file, stderr=file, cwd=ROOT, env=environment
@@ -50,3 +52,17 @@ def test_what_is_more_is_refused_and_the_rest_is_drawn(full):
             error = answer.json()["error"]
             assert error["code"] == "queue_full" and "wait for an engine" in error["message"]
             assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_who_has_no_token_is_not_let_in(full, tmp_path):
+    """Ray listens on every address of the machine, and runs what it is given."""
+    (raylet,) = [pid for pid, name in full.descendants().items() if name == "raylet"]
+    words = Path(f"/proc/{raylet}/cmdline").read_text().split("\0")
+    (address,) = [word.partition("=")[2] for word in words if word.startswith("--gcs-address=")]
+    join = [sys.executable, "-c", f"import ray; ray.init({address!r})"]
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("RAY_")}
+    environment["HOME"] = str(tmp_path)
+    result = subprocess.run(join, capture_output=True, text=True, timeout=120, env=environment)
+    assert result.returncode != 0
+    assert "ConnectionError" in result.stderr or "AuthenticationError" in result.stderr
+    assert full.generate(prompt="a fox", size="64x64").status_code == 200

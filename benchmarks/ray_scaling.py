@@ -1,0 +1,178 @@
+"""Pictures a second of ``cdm-serve --ray`` by the number of engines, and what the cores did.
+
+``python -m benchmarks.ray_scaling --repository FOLDER --out result.json``. One engine alone would
+take all cores of this machine. So each node of the cluster is a machine of one core: it and all it
+starts are bound to it, and OpenVINO takes one thread. Nodes beyond the number of cores have none of
+their own. Gateway, Ray itself and the client, which share the cores too, run where there is room.
+
+The rounds go up and down in turns. Every picture is compared with the one made at the beginning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.answers import summarise
+from benchmarks.endpoint import Endpoint
+from benchmarks.errors import BenchError
+from benchmarks.exported import find_export
+from benchmarks.prompts import Requests
+from benchmarks.ray_cluster import cluster, served
+from benchmarks.record import write_result
+from benchmarks.thin import Load, run_thin
+
+KNOWN = 24
+ENGINE = "triton_python_b"  # the kernel keeps 15 characters
+PARTS = ("engines", "gateway", "ray", "client")
+SLO_MS = 10_000.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print a table, and write it to ``--out``; 2 if that cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.ray_scaling", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--engines", type=int, nargs="+", default=[1, 2, 3], metavar="N")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file")
+    arguments = parser.parse_args(argv)
+    try:
+        find_export(arguments.repository, None)
+        result = measure(
+            arguments.repository,
+            arguments.engines,
+            arguments.rounds,
+            arguments.clients,
+            arguments.seconds,
+        )
+        Console().print(_table(result))
+        if arguments.out is not None:
+            write_result(arguments.out, result, ["ray", "nvidia-pytriton"])
+    except BenchError as error:
+        print(f"ray_scaling: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(
+    repository: Path, engines: list[int], rounds: int, clients: int, seconds: float
+) -> dict[str, Any]:
+    """Runs in the order they were made.
+
+    Raises:
+        BenchError: something does not come up, or a picture is wrong or missing.
+    """
+    cores = len(os.sched_getaffinity(0))
+    order = [n for turn in range(rounds) for n in (engines if turn % 2 == 0 else engines[::-1])]
+    known: dict[int, str] = {}
+    runs = []
+    with cluster() as nodes:
+        for count in order:
+            nodes.grow_or_shrink(max(cores, count))
+            with served(nodes.address, repository, count) as endpoint:
+                known = known or _alone(endpoint)
+                _send(endpoint, clients, seconds / 2)  # the line fills, everything has run once
+                runs.append({"engines": count, **_run(endpoint, clients, seconds, known)})
+    return {"cores": cores, "clients": clients, "seconds": seconds, "runs": runs}
+
+
+def _run(endpoint: Endpoint, clients: int, seconds: float, known: dict[int, str]) -> dict[str, Any]:
+    begin, before, machine = time.perf_counter(), _seconds_by_part(), _busy_seconds()
+    answers = _send(endpoint, clients, seconds)
+    spent, after = time.perf_counter() - begin, _seconds_by_part()
+    busy = _busy_seconds() - machine
+    point = summarise(answers, known, SLO_MS, clients=clients)
+    if point.answered < point.requests or point.wrong:
+        raise BenchError(
+            f"{point.requests - point.answered} of {point.requests} requests failed, "
+            f"{point.wrong} pictures were wrong: {'; '.join(point.errors)}"
+        )
+    return {
+        "seconds": round(spent, 2),
+        "pictures": point.answered,
+        "pictures_per_second": point.throughput,
+        "latency_ms": point.latency_ms,
+        "cpu_seconds": {part: round(after[part] - before[part], 2) for part in PARTS},
+        "machine_busy_seconds": round(busy, 2),
+        "machine_busy": round(busy / spent / (psutil.cpu_count() or 1), 3),
+    }
+
+
+def _alone(endpoint: Endpoint) -> dict[int, str]:
+    answers = run_thin(endpoint, Load(clients=1), _body, iter(range(KNOWN)))
+    return {answer.request: answer.picture for answer in answers if answer.picture}
+
+
+def _send(endpoint: Endpoint, clients: int, seconds: float) -> list[Any]:
+    return run_thin(endpoint, Load(clients=clients), _body, itertools.cycle(range(KNOWN)), seconds)
+
+
+def _body(number: int) -> bytes:
+    return json.dumps(Requests().body(number)).encode()
+
+
+def _seconds_by_part() -> dict[str, float]:
+    """CPU time so far of the living processes that are the cluster's, and of this one."""
+    spent: dict[str, float] = defaultdict(float)
+    for process in psutil.process_iter(["pid", "name", "cmdline", "cpu_times"]):
+        times, words = process.info["cpu_times"], process.info["cmdline"]
+        if times is not None and words:
+            part = _part(process.info["pid"], process.info["name"], " ".join(words))
+            spent[part] += times.user + times.system
+    return spent
+
+
+def _part(pid: int, name: str, command: str) -> str:
+    if pid == os.getpid():
+        return "client"
+    if name.startswith(ENGINE) or name == "tritonserver":
+        return "engines"
+    if "ServeReplica" in command and "gateway" in command:
+        return "gateway"
+    if any(word in command for word in ("ray::", "raylet", "gcs_server", "/ray/", "--ray")):
+        return "ray"
+    return "other"
+
+
+def _busy_seconds() -> float:
+    """Of all cores of the machine, whoever used them."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
+
+
+def _table(result: dict[str, Any]) -> Table:
+    rounds = len(result["runs"]) // len({run["engines"] for run in result["runs"]})
+    table = Table(
+        title=f"{result['clients']} clients, {result['cores']} cores, means of {rounds} rounds"
+    )
+    for name in ("engines", "pictures/s", "cores busy", *(f"{p}, CPU s" for p in PARTS)):
+        table.add_column(name, justify="right")
+    for count in sorted({run["engines"] for run in result["runs"]}):
+        runs = [run for run in result["runs"] if run["engines"] == count]
+        table.add_row(
+            str(count),
+            f"{mean(run['pictures_per_second'] for run in runs):.1f}",
+            f"{mean(run['machine_busy'] for run in runs):.0%}",
+            *(f"{mean(run['cpu_seconds'][part] for run in runs):.1f}" for part in PARTS),
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
