@@ -77,7 +77,8 @@ def build(settings: Settings, keys: Keys) -> Application:
             "max_replicas": max(settings.engines, settings.engines_least),
             # Half full: the rest is room for what comes while another engine starts.
             "target_ongoing_requests": settings.engine_requests / 2,
-            "look_back_period_s": 5,
+            # More than the ten seconds between two reports of an engine.
+            "look_back_period_s": 15,
             "upscale_delay_s": 3,
             "downscale_delay_s": 120,
         },

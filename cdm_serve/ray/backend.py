@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from cdm_serve.engine.job import Job, Partial, Picture
 from cdm_serve.settings import Settings
@@ -32,7 +32,7 @@ class RayBackend:
         self._settings = settings
         self._engines = engines
         self._ready = False
-        self._heard = 0.0  # when an engine last sent a picture
+        self._heard = 0.0  # when an engine last sent anything
 
     @property
     def ready(self) -> bool:
@@ -55,17 +55,18 @@ class RayBackend:
             await asyncio.sleep(self._settings.heartbeat_seconds)
 
     def _busy(self, error: Exception) -> bool:
-        """Whether a question found no place among the requests, while pictures are being made."""
+        """Whether a question found no place among the requests, of engines that are at work."""
         refused = isinstance(error, TimeoutError) or getattr(error, "kind", None) == "full"
         return refused and time.monotonic() - self._heard < self._settings.heartbeat_timeout
 
     async def _look(self) -> None:
         with _translated():
-            names = await self._engines.models.remote()
+            names = await _answer(self._engines.models.remote())
         cards = {name: ModelCard.from_report(name, await self.describe(name)) for name in names}
         self.models.clear()
         self.models.update(cards)
         self._ready = bool(cards)
+        self._heard = time.monotonic()
 
     async def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
         """See ``Backend``. An engine that is lost is replaced by another, twice.
@@ -105,8 +106,17 @@ class RayBackend:
     async def describe(self, model: str) -> Message:
         """See ``Backend``."""
         with _translated():
-            report: Message = await self._engines.describe.remote(model)
+            report: Message = await _answer(self._engines.describe.remote(model))
             return report
+
+
+async def _answer(response: DeploymentResponse[Any]) -> Any:
+    """A question that nobody waits for any more must not wait among the pictures."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 @contextlib.contextmanager

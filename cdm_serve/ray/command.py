@@ -32,11 +32,12 @@ def serve_on_ray(settings: Settings, keys: Keys, console: Console) -> None:
     address = os.environ.get("RAY_ADDRESS")
     console.print(f"[bold]cdm-serve[/] {cdm_serve.__version__}: starting engines on Ray ...")
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise StartError(
-            f"no Ray cluster at {address}: start one with `ray start --head`, or unset RAY_ADDRESS "
-            "for one on this machine"
+            f"no Ray cluster at {address} that lets us in: start one with `ray start --head`, set "
+            "RAY_AUTH_MODE and RAY_AUTH_TOKEN as it has them, or unset RAY_ADDRESS for one on this "
+            "machine"
         ) from error
     try:
         try:

@@ -19,10 +19,10 @@ FIELDS = {"prompt": "a fox", "num_inference_steps": 16, "size": "96x64"}
 
 @pytest.fixture
 def growing(repository, tmp_path):
-    """One engine that is half full with two requests, and room for another engine."""
+    """One engine that is half full with four requests, and room for another engine."""
     port = free_port()
     command = [sys.executable, "-m", "cdm_serve", "--ray", "--model-repository", repository]
-    command += ["--engines", "2", "--engine-requests", "4", "--engine-cpus", "0.5"]
+    command += ["--engines", "2", "--engine-requests", "8", "--engine-cpus", "0.5"]
     command += ["--queue-seconds", "3600", "--port", str(port)]
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("RAY_")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
