@@ -7,6 +7,7 @@ import ast
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 from compose import services
-from conftest import ROOT, free_port
+from conftest import ROOT, descendants, free_port
 
 pytestmark = [
     pytest.mark.slow,  # minutes: a whole Debian, then everything that pip installs
@@ -116,7 +117,10 @@ def running(images, image, folder, environment, *volumes):
     try:
         yield process, output
     finally:
-        process.terminate()
+        # Buildah would not pass a signal on.
+        for pid, name in descendants(process.pid).items():
+            if name == "cdm-serve":
+                os.kill(pid, signal.SIGTERM)
         process.wait(120)
         images.buildah("rm", container)
 
