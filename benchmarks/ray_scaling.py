@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,7 +26,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.answers import summarise
+from benchmarks.answers import Answer, summarise
 from benchmarks.endpoint import Endpoint
 from benchmarks.errors import BenchError
 from benchmarks.exported import find_export
@@ -34,6 +35,7 @@ from benchmarks.ray_cluster import cluster, served
 from benchmarks.record import write_result
 from benchmarks.thin import Load, run_thin
 
+CORES = len(os.sched_getaffinity(0))
 KNOWN = 24
 ENGINE = "triton_python_b"  # the kernel keeps 15 characters
 PARTS = ("engines", "gateway", "ray", "client")
@@ -49,18 +51,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 2, 3], metavar="N")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, default=16)
+    # Many, so that what engines do outweighs what Ray does for each request.
+    parser.add_argument("--steps", type=int, default=28, help="of each picture (%(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each run")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file")
     arguments = parser.parse_args(argv)
     try:
         find_export(arguments.repository, None)
-        result = measure(
+        plan = Plan(
             arguments.repository,
-            arguments.engines,
-            arguments.rounds,
             arguments.clients,
+            Requests(steps=arguments.steps),
             arguments.seconds,
         )
+        result = measure(plan, arguments.engines, arguments.rounds)
         Console().print(_table(result))
         if arguments.out is not None:
             write_result(arguments.out, result, ["ray", "nvidia-pytriton"])
@@ -70,61 +74,77 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def measure(
-    repository: Path, engines: list[int], rounds: int, clients: int, seconds: float
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """What every run sends, and for how long."""
+
+    repository: Path
+    clients: int
+    requests: Requests
+    seconds: float
+
+    def body(self, number: int) -> bytes:
+        """The JSON of a request."""
+        return json.dumps(self.requests.body(number)).encode()
+
+
+def measure(plan: Plan, engines: list[int], rounds: int) -> dict[str, Any]:
     """Runs in the order they were made.
 
     Raises:
         BenchError: something does not come up, or a picture is wrong or missing.
     """
-    cores = len(os.sched_getaffinity(0))
     order = [n for turn in range(rounds) for n in (engines if turn % 2 == 0 else engines[::-1])]
     known: dict[int, str] = {}
     runs = []
     with cluster() as nodes:
         for count in order:
-            nodes.grow_or_shrink(max(cores, count))
-            with served(nodes.address, repository, count) as endpoint:
-                known = known or _alone(endpoint)
-                _send(endpoint, clients, seconds / 2)  # the line fills, everything has run once
-                runs.append({"engines": count, **_run(endpoint, clients, seconds, known)})
-    return {"cores": cores, "clients": clients, "seconds": seconds, "runs": runs}
+            nodes.grow_or_shrink(max(CORES, count))
+            with served(nodes.address, plan.repository, count) as endpoint:
+                known = known or _alone(endpoint, plan)
+                _send(endpoint, plan, plan.seconds / 2)  # the line fills, all has run once
+                runs.append({"engines": count, **_run(endpoint, plan, known)})
+    return {
+        "cores": CORES,
+        "clients": plan.clients,
+        "steps": plan.requests.steps,
+        "seconds": plan.seconds,
+        "runs": runs,
+    }
 
 
-def _run(endpoint: Endpoint, clients: int, seconds: float, known: dict[int, str]) -> dict[str, Any]:
+def _run(endpoint: Endpoint, plan: Plan, known: dict[int, str]) -> dict[str, Any]:
     begin, before, machine = time.perf_counter(), _seconds_by_part(), _busy_seconds()
-    answers = _send(endpoint, clients, seconds)
+    answers = _send(endpoint, plan, plan.seconds)
     spent, after = time.perf_counter() - begin, _seconds_by_part()
     busy = _busy_seconds() - machine
-    point = summarise(answers, known, SLO_MS, clients=clients)
+    point = summarise(answers, known, SLO_MS, clients=plan.clients)
     if point.answered < point.requests or point.wrong:
         raise BenchError(
             f"{point.requests - point.answered} of {point.requests} requests failed, "
             f"{point.wrong} pictures were wrong: {'; '.join(point.errors)}"
         )
+    used = {part: after[part] - before[part] for part in PARTS}
     return {
         "seconds": round(spent, 2),
         "pictures": point.answered,
         "pictures_per_second": point.throughput,
         "latency_ms": point.latency_ms,
-        "cpu_seconds": {part: round(after[part] - before[part], 2) for part in PARTS},
+        "cpu_seconds": {part: round(seconds, 2) for part, seconds in used.items()},
+        "cores_busy": round(sum(used.values()) / spent / CORES, 3),
+        # With what others did on this machine.
         "machine_busy_seconds": round(busy, 2),
-        "machine_busy": round(busy / spent / (psutil.cpu_count() or 1), 3),
     }
 
 
-def _alone(endpoint: Endpoint) -> dict[int, str]:
-    answers = run_thin(endpoint, Load(clients=1), _body, iter(range(KNOWN)))
+def _alone(endpoint: Endpoint, plan: Plan) -> dict[int, str]:
+    answers = run_thin(endpoint, Load(clients=1), plan.body, iter(range(KNOWN)))
     return {answer.request: answer.picture for answer in answers if answer.picture}
 
 
-def _send(endpoint: Endpoint, clients: int, seconds: float) -> list[Any]:
-    return run_thin(endpoint, Load(clients=clients), _body, itertools.cycle(range(KNOWN)), seconds)
-
-
-def _body(number: int) -> bytes:
-    return json.dumps(Requests().body(number)).encode()
+def _send(endpoint: Endpoint, plan: Plan, seconds: float) -> list[Answer]:
+    numbers = itertools.cycle(range(KNOWN))
+    return run_thin(endpoint, Load(clients=plan.clients), plan.body, numbers, seconds)
 
 
 def _seconds_by_part() -> dict[str, float]:
@@ -159,7 +179,8 @@ def _busy_seconds() -> float:
 def _table(result: dict[str, Any]) -> Table:
     rounds = len(result["runs"]) // len({run["engines"] for run in result["runs"]})
     table = Table(
-        title=f"{result['clients']} clients, {result['cores']} cores, means of {rounds} rounds"
+        title=f"{result['clients']} clients, {result['steps']} steps, {result['cores']} cores, "
+        f"means of {rounds} rounds"
     )
     for name in ("engines", "pictures/s", "cores busy", *(f"{p}, CPU s" for p in PARTS)):
         table.add_column(name, justify="right")
@@ -168,7 +189,7 @@ def _table(result: dict[str, Any]) -> Table:
         table.add_row(
             str(count),
             f"{mean(run['pictures_per_second'] for run in runs):.1f}",
-            f"{mean(run['machine_busy'] for run in runs):.0%}",
+            f"{mean(run['cores_busy'] for run in runs):.0%}",
             *(f"{mean(run['cpu_seconds'][part] for run in runs):.1f}" for part in PARTS),
         )
     return table
