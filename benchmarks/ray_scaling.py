@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, default=16)
     # Many, so that what engines do outweighs what Ray does for each request.
-    parser.add_argument("--steps", type=int, default=28, help="of each picture (%(default)s)")
+    parser.add_argument("--steps", type=int, default=16, help="of each picture (%(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each run")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file")
     arguments = parser.parse_args(argv)
