@@ -29,50 +29,73 @@ ENVIRONMENT = {
 }
 _STORE = "--object-store-memory=100000000"
 _START_SECONDS = 180.0
+_GROUPS = Path("/sys/fs/cgroup/cpu")
+_PERIOD = 10_000  # microseconds
 
 
 class Cluster:
     """A head without room for an engine, and nodes with room for one each."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start the head.
+    def __init__(self, folder: Path, nodes: int) -> None:
+        """Start them all.
 
         Raises:
-            BenchError: it does not come up.
+            BenchError: one does not come up, or the kernel grants no control groups.
         """
-        self.nodes: list[subprocess.Popen[bytes]] = []
         self._folder = folder
-        self._cores = sorted(os.sched_getaffinity(0))
-        self.address = f"{self._host(0)}:{free_port()}"
-        options = ["--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false"]
-        self.head = self._start(0, set(self._cores), [*options, "--num-cpus=0"])
+        self._groups: list[Path] = []
+        self._started: list[subprocess.Popen[bytes]] = []
+        cores = sorted(os.sched_getaffinity(0))
+        self.address = f"{_host(0)}:{free_port()}"
+        try:
+            port = self.address.split(":")[1]
+            head = ["--head", f"--port={port}", "--include-dashboard=false", "--num-cpus=0"]
+            self._start(0, head, set(cores), None)
+            for number in range(nodes):
+                options = [f"--address={self.address}", "--num-cpus=1"]
+                group = self._group(number)
+                self._start(1 + number, options, {cores[number % len(cores)]}, group)
+        except BaseException:
+            self.end()
+            raise
 
-    def grow_or_shrink(self, count: int) -> None:
-        """Have so many nodes: each on a core of its own, the rest on all cores together.
-
-        Raises:
-            BenchError: a node does not come up.
-        """
-        while len(self.nodes) < count:
-            number = len(self.nodes)
-            own = {self._cores[number]} if number < len(self._cores) else set(self._cores)
-            options = [f"--address={self.address}", "--num-cpus=1"]
-            self.nodes.append(self._start(1 + number, own, options))
-        while len(self.nodes) > count:
-            _kill(self.nodes.pop())
+    def limit(self, share: float | None) -> None:
+        """What each node may use of its core from now on; None is all of it."""
+        for group in self._groups:
+            quota = -1 if share is None else round(share * _PERIOD)
+            (group / "cpu.cfs_quota_us").write_text(str(quota))
 
     def end(self) -> None:
-        """Kill all that is left of it."""
-        for node in (*reversed(self.nodes), self.head):
+        """Kill all of it."""
+        for node in reversed(self._started):
             _kill(node)
+        for group in self._groups:
+            _remove(group)
 
-    def _host(self, number: int) -> str:
-        return f"127.0.{os.getpid() % 200 + 10}.{10 + number}"
+    def _group(self, number: int) -> Path:
+        group = _GROUPS / f"cdm-bench-{os.getpid()}-{number}"
+        try:
+            group.mkdir()
+            (group / "cpu.cfs_period_us").write_text(str(_PERIOD))
+        except OSError as error:
+            raise BenchError(
+                f"{group}: {error.strerror}; nodes are limited by control groups of version 1, "
+                "which needs root"
+            ) from None
+        self._groups.append(group)
+        return group
 
     def _start(
-        self, number: int, cores: set[int], options: Sequence[str]
-    ) -> subprocess.Popen[bytes]:
-        host, output = self._host(number), self._folder / f"node-{number}"
+        self, number: int, options: Sequence[str], cores: set[int], group: Path | None
+    ) -> None:
+        host, output = _host(number), self._folder / f"node-{number}"
+
+        def confine() -> None:
+            """What the node starts inherits it; OpenVINO takes as many threads as cores."""
+            os.sched_setaffinity(0, cores)
+            if group is not None:
+                (group / "cgroup.procs").write_text(str(os.getpid()))
+
         with output.open("wb") as file:
             node = subprocess.Popen(
                 [str(RAY), "start", *options, f"--node-ip-address={host}", _STORE, "--block"],
@@ -80,22 +103,21 @@ class Cluster:
                 stderr=file,
                 env=os.environ | ENVIRONMENT,
                 start_new_session=True,
-                # What the node starts inherits it; OpenVINO takes as many threads.
-                preexec_fn=lambda: os.sched_setaffinity(0, cores),
+                preexec_fn=confine,
             )
+        self._started.append(node)
         _wait(node, output, lambda: "--block" in output.read_text(errors="replace"))
-        return node
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(nodes: int) -> Iterator[Cluster]:
     """A cluster that is gone afterwards.
 
     Raises:
         BenchError: it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="cdm-bench-") as folder:
-        started = Cluster(Path(folder))
+        started = Cluster(Path(folder), nodes)
         try:
             yield started
         finally:
@@ -134,6 +156,22 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _host(number: int) -> str:
+    return f"127.0.{os.getpid() % 200 + 10}.{10 + number}"
+
+
+def _remove(group: Path) -> None:
+    """It goes when the last of its processes has."""
+    for pid in (group / "cgroup.procs").read_text().split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while group.exists() and time.monotonic() < deadline:
+        with suppress(OSError):
+            group.rmdir()
+        time.sleep(0.1)
 
 
 def _ready(endpoint: Endpoint) -> bool:

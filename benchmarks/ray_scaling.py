@@ -1,9 +1,10 @@
 """Pictures a second of ``cdm-serve --ray`` by the number of engines, and what the cores did.
 
 ``python -m benchmarks.ray_scaling --repository FOLDER --out result.json``. One engine alone would
-take all cores of this machine. So each node of the cluster is a machine of one core: it and all it
-starts are bound to it, and OpenVINO takes one thread. Nodes beyond the number of cores have none of
-their own. Gateway, Ray itself and the client, which share the cores too, run where there is room.
+take all cores of this machine, and the second none that are free. So each node of the cluster is a
+machine with a share of one core: it and all it starts are bound to the core, OpenVINO takes one
+thread, and a control group keeps them to the share while the clock runs. The gateway, Ray's head
+and the client run where there is room.
 
 The rounds go up and down in turns. Every picture is compared with the one made at the beginning.
 """
@@ -36,7 +37,10 @@ from benchmarks.record import write_result
 from benchmarks.thin import Load, run_thin
 
 CORES = len(os.sched_getaffinity(0))
-KNOWN = 24
+KNOWN = 26
+# Many, so that what engines do outweighs what Ray does for each request; and different, or all
+# clients of an engine would be answered and ask again at once.
+STEPS = range(4, 17)
 ENGINE = "triton_python_b"  # the kernel keeps 15 characters
 PARTS = ("engines", "gateway", "ray", "client")
 SLO_MS = 10_000.0
@@ -48,11 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         prog="benchmarks.ray_scaling", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--engines", type=int, nargs="+", default=[1, 2, 3], metavar="N")
+    parser.add_argument("--engines", type=int, nargs="+", default=[1, 2, 3, 4], metavar="N")
+    parser.add_argument("--share", type=float, default=0.4, help="of a core (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--clients", type=int, default=16)
-    # Many, so that what engines do outweighs what Ray does for each request.
-    parser.add_argument("--steps", type=int, default=16, help="of each picture (%(default)s)")
+    parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each run")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file")
     arguments = parser.parse_args(argv)
@@ -61,8 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         plan = Plan(
             arguments.repository,
             arguments.clients,
-            Requests(steps=arguments.steps),
             arguments.seconds,
+            arguments.share,
         )
         result = measure(plan, arguments.engines, arguments.rounds)
         Console().print(_table(result))
@@ -80,12 +83,12 @@ class Plan:
 
     repository: Path
     clients: int
-    requests: Requests
     seconds: float
+    share: float
 
     def body(self, number: int) -> bytes:
         """The JSON of a request."""
-        return json.dumps(self.requests.body(number)).encode()
+        return json.dumps(Requests(steps=STEPS[number % len(STEPS)]).body(number)).encode()
 
 
 def measure(plan: Plan, engines: list[int], rounds: int) -> dict[str, Any]:
@@ -97,17 +100,19 @@ def measure(plan: Plan, engines: list[int], rounds: int) -> dict[str, Any]:
     order = [n for turn in range(rounds) for n in (engines if turn % 2 == 0 else engines[::-1])]
     known: dict[int, str] = {}
     runs = []
-    with cluster() as nodes:
+    with cluster(max(engines)) as nodes:
         for count in order:
-            nodes.grow_or_shrink(max(CORES, count))
             with served(nodes.address, plan.repository, count) as endpoint:
                 known = known or _alone(endpoint, plan)
+                nodes.limit(plan.share)
                 _send(endpoint, plan, plan.seconds / 2)  # the line fills, all has run once
                 runs.append({"engines": count, **_run(endpoint, plan, known)})
+                nodes.limit(None)
     return {
         "cores": CORES,
+        "share_of_a_core": plan.share,
         "clients": plan.clients,
-        "steps": plan.requests.steps,
+        "steps": [*STEPS],
         "seconds": plan.seconds,
         "runs": runs,
     }
@@ -179,8 +184,8 @@ def _busy_seconds() -> float:
 def _table(result: dict[str, Any]) -> Table:
     rounds = len(result["runs"]) // len({run["engines"] for run in result["runs"]})
     table = Table(
-        title=f"{result['clients']} clients, {result['steps']} steps, {result['cores']} cores, "
-        f"means of {rounds} rounds"
+        title=f"{result['clients']} clients, {result['cores']} cores, "
+        f"{result['share_of_a_core']:g} of a core a node, means of {rounds} rounds"
     )
     for name in ("engines", "pictures/s", "cores busy", *(f"{p}, CPU s" for p in PARTS)):
         table.add_column(name, justify="right")

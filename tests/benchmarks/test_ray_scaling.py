@@ -1,13 +1,19 @@
 """The command on a real cluster of this machine, with the tiny export and for a moment."""
 
 import json
+import os
 
 import pytest
 
 pytest.importorskip("ray", reason="pip install 'cdm-serve[ray]'")
 from benchmarks.ray_scaling import main
 
-pytestmark = pytest.mark.slow  # two minutes: nodes and engines start, one after another
+pytestmark = [
+    pytest.mark.slow,  # two minutes: nodes and engines start, one after another
+    pytest.mark.skipif(
+        not os.access("/sys/fs/cgroup/cpu", os.W_OK), reason="needs root and control groups v1"
+    ),
+]
 
 
 def test_engines_are_counted_and_all_pictures_right(repository, tmp_path, capsys) -> None:
