@@ -33,6 +33,7 @@ class TritonService:
     folder: Path
     grpc: int = field(default_factory=free_port)
     http: int = field(default_factory=free_port)
+    below: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wheel = find_wheel()
@@ -91,15 +92,20 @@ class TritonService:
             except OSError:
                 time.sleep(0.1)
             else:
+                self.below = descendants(self.process.pid)
                 return
 
     def kill(self) -> None:
-        """As a machine that loses its power: at once, with all there is of it."""
-        below = descendants(self.process.pid)
+        """As a machine that loses its power: at once, with all there is of it.
+
+        Also a stub whose Triton was killed, which without a container around it may stay behind.
+        """
+        below = self.below | descendants(self.process.pid)
         self.process.kill()
         self.process.wait()
-        for pid in below:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for pid, name in below.items():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                    os.kill(pid, signal.SIGKILL)
         for segment in Path("/dev/shm").glob(f"{self.folder.name}_{self.grpc}_*"):
             segment.unlink(missing_ok=True)
