@@ -90,9 +90,11 @@ class Contender:
 
     def _processes(self) -> list[psutil.Process]:
         """The living ones, also those whose parent has ended."""
-        for process in [psutil.Process(self.process.pid)] if not self.seen else list(self.seen):
+        with suppress(psutil.NoSuchProcess):  # it ended by itself
+            self.seen.add(psutil.Process(self.process.pid))
+        for process in list(self.seen):
             with suppress(psutil.NoSuchProcess):
-                self.seen |= {process, *process.children(recursive=True)}
+                self.seen |= set(process.children(recursive=True))
         self.seen = {process for process in self.seen if process.is_running()}
         return list(self.seen)
 

@@ -39,7 +39,8 @@ def main() -> None:
     """Serve until stopped."""
     arguments = parser().parse_args()
     cores = len(os.sched_getaffinity(0))
-    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False)
+    # A cluster of its own, whatever else runs or was left behind.
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": arguments.port})
     # Ray gives a replica as many threads as it has cores.
     deployment: Any = Student

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cli import main
-from benchmarks.contenders import Setting
+from benchmarks.contenders import Setting, started
+from benchmarks.errors import BenchError
 from benchmarks.peer_rounds import FASTAPI, LITSERVE, OURS, RAY, best, quartiles, ratios
 from benchmarks.peers.student import parser
 
@@ -37,6 +38,14 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert found["throughput / FastAPI"] == {"median": 6.0, "low": 6.0, "high": 6.0}
     assert found["p50 / FastAPI"]["median"] == 0.25
     assert found["throughput / best batching peer"] == quartiles([2.0, 1.5])
+
+
+def test_a_server_that_ends_at_once_is_one_line() -> None:
+    with (
+        pytest.raises(BenchError, match="nobody does not start; it says: .*No module named nobody"),
+        started("nobody", lambda port: ["nobody"]),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
