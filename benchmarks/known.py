@@ -62,6 +62,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def growth(values: Sequence[float]) -> float:
-    """By how much the last exceeds the first, as a fraction."""
-    return values[-1] / values[0] - 1
+def growth(memory: Sequence[dict[str, float]]) -> dict[str, float]:
+    """By how much each part of the last exceeds the first, as a fraction, once it has settled."""
+    first, last = memory[len(memory) // 10], memory[-1]  # the first tenth fills caches and pools
+    return {part: round(last[part] / first[part] - 1, 4) for part in first}

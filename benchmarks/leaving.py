@@ -55,14 +55,12 @@ async def _run(
     async with session(server.url) as connection:
         await known.learn(connection)
         await asyncio.gather(*(client(connection) for _ in range(CLIENTS)))
-    # The first tenth fills caches and pools.
-    settled = memory[len(memory) // 10 :]
     return {
         "requests": requests,
         "leaving": leaving,
         "answers": dict(counts),
         "memory_mib": memory,
-        "growth": {part: round(growth([m[part] for m in settled]), 4) for part in settled[0]},
+        "growth": growth(memory),
     }
 
 

@@ -54,7 +54,7 @@ async def _run(
         "answers": dict(counts),
         "accepted_ms": percentiles(latencies),
         "memory_mib": memory,
-        "growth": {part: round(growth([m[part] for m in memory]), 4) for part in memory[0]},
+        "growth": growth(memory),
     }
 
 
