@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--prompts", type=count, default=1000, help="how many captions")
     score.add_argument("--steps", type=count, default=4)
     score.add_argument("--guidance", type=float, default=1.0)
-    score.add_argument("--seed", type=int, default=0)
+    score.add_argument("--seed", type=int, default=0, help="of the captions and of the noise")
     score.add_argument("--out", type=Path, help="write the scores as JSON")
     score.add_argument("--grid", type=Path, help="write pictures, the wrong ones in red frames")
 

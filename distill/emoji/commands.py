@@ -155,7 +155,7 @@ def _pipeline(folder: Path) -> "StableDiffusion3Pipeline":
 
 def _score(arguments: argparse.Namespace) -> None:
     judge, pipeline = load_judge(arguments.judge), _pipeline(arguments.pipeline)
-    compositions = held_out(arguments.prompts, arguments.subjects)
+    compositions = held_out(arguments.prompts, arguments.subjects, arguments.seed)
     asked = {name: getattr(arguments, name) for name in ("steps", "guidance", "subjects", "seed")}
     scores, pictures = score_pipeline(
         pipeline, judge, compositions, arguments.steps, arguments.guidance, arguments.seed
