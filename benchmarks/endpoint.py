@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -41,11 +42,16 @@ class Endpoint:
     ) -> http.client.HTTPResponse:
         """Send one request for a picture; the answer is still to be read.
 
+        A kept connection that the server has ended meanwhile is opened again.
+
         Raises:
             OSError, http.client.HTTPException: there is no answer.
         """
         headers = {"content-type": "application/json", **self._key()}
         path = urlsplit(self.url).path.rstrip("/") + "/v1/images/generations"
+        # Nothing is due on an idle connection but its end.
+        if connection.sock is not None and select.select([connection.sock], [], [], 0)[0]:
+            connection.close()
         connection.request("POST", path, body, headers)
         return connection.getresponse()
 

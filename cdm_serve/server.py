@@ -24,6 +24,9 @@ from cdm_serve.triton.wheel import TritonWheel
 logger = logging.getLogger(__name__)
 
 ENCODERS = 2
+# Longer than balancers and clients keep idle connections, commonly 60 s: if the server is the first
+# to close one, a request that is sent at that moment is lost.
+KEEP_ALIVE_SECONDS = 75
 
 
 class HttpServer(uvicorn.Server):
@@ -90,6 +93,7 @@ def _http_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         # uvicorn takes whole seconds.
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )

@@ -49,6 +49,32 @@ def test_clients_rates_and_the_search_are_measured_and_every_picture_is_compared
     assert "8 cl." in capsys.readouterr().out
 
 
+class Impatient(BaseHTTPRequestHandler):
+    """Says that it keeps the connection and ends it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+        self.close_connection = True
+
+
+def test_a_connection_that_the_server_ended_is_opened_again() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Impatient) as stub:
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        endpoint = Endpoint(f"http://127.0.0.1:{stub.server_port}")
+        connection = endpoint.connect()
+        for _ in range(2):
+            assert endpoint.generate(connection, b"{}").read() == b"{}"
+            time.sleep(0.2)
+        connection.close()
+        stub.shutdown()
+
+
 def test_previews_are_timed(server, tmp_path: Path) -> None:
     assert load(server.url, tmp_path / "load.json", "--clients", "2", "--stream") == 0
     (point,) = json.loads((tmp_path / "load.json").read_text())["points"]

@@ -152,3 +152,14 @@ def test_a_client_that_sends_ten_megabytes_all_the_same_reads_the_refusal(server
 def test_ids_differ(server):
     ids = {server.http.get("/healthz").headers["x-request-id"] for _ in range(5)}
     assert len(ids) == 5
+
+
+@pytest.mark.slow
+def test_an_idle_connection_is_kept(server):
+    """A balancer keeps them for a minute; uvicorn's own 5 seconds would lose its requests."""
+    address = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as connection:
+        for idle in (6, 0):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(idle)
