@@ -74,7 +74,7 @@ def test_rotary_tables_are_diffusers_own(longcat: Student) -> None:
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_no_float64(longcat: Student, write_graph: WriteGraph, precision: str) -> None:
     graph = onnx.load(write_graph(longcat, "transformer", precision)).graph
     tables = {t.name: t.data_type for t in graph.initializer if "sine_" in t.name}
