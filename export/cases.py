@@ -101,13 +101,13 @@ class Cases:
         prompts = [f"{PROMPTS[i % len(PROMPTS)]}{'!' * (i // len(PROMPTS))}" for i in range(batch)]
         if size is None:
             condition = adapter.encode(prompts)
-            inputs, outputs = self.text(prompts), _rows(condition)
+            inputs, outputs = self.text(prompts), graph_inputs(condition)
         elif component == "transformer":
             # Each sample at a noise level of its own, as in a batch of requests at various steps.
             condition, sigma = adapter.encode(prompts), torch.linspace(1.0, 0.1, batch)
             latents = self.noise(size, batch)
             velocity = adapter.velocity(adapter.transformer, latents, sigma, condition)
-            inputs = {"latents": latents.numpy(), "sigma": sigma.numpy(), **_rows(condition)}
+            inputs = {"latents": latents.numpy(), "sigma": sigma.numpy(), **graph_inputs(condition)}
             outputs = {"velocity": velocity.numpy()}
         else:
             latents = self.noise(size, batch)
@@ -117,7 +117,7 @@ class Cases:
         return Case(component, None if size is None else str(size), inputs, outputs)
 
 
-def _rows(condition: object) -> dict[str, Array]:
+def graph_inputs(condition: object) -> dict[str, Array]:
     """A condition's tensors by the names they have in the graphs."""
     named = vars(condition).items()
     return {name: tensor.numpy() for name, tensor in named if tensor is not None}

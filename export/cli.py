@@ -63,6 +63,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         raise ExportError(f"--max-batch {arguments.max_batch}: at least one sample makes a batch")
     if arguments.dry_run and arguments.to != "tensorrt":
         raise ExportError("--dry-run shows TensorRT engines; use it with --to tensorrt")
+    _check_int8(arguments)
     options = Options(
         refit=arguments.refit,
         version_compatible=arguments.version_compatible,
@@ -78,7 +79,25 @@ def _request(arguments: argparse.Namespace) -> Request:
         max_batch=arguments.max_batch,
         components=parse_components(components) if components is not None else COMPONENTS,
         tensorrt=options if arguments.to == "tensorrt" else None,
+        calibration=arguments.calibration,
     )
+
+
+def _check_int8(arguments: argparse.Namespace) -> None:
+    if arguments.precision != "int8":
+        if arguments.calibration is not None:
+            raise ExportError("--calibration is for --precision int8; leave it out")
+        return
+    if arguments.to == "tensorrt":
+        raise ExportError(
+            "--precision int8 is for --to onnx: its zero points are not what TensorRT takes; "
+            "use fp16 or bf16"
+        )
+    if arguments.calibration is None:
+        raise ExportError(
+            "--precision int8 needs --calibration PROMPTS: a file of prompts as users write them, "
+            "one a line"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,9 +123,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16"),
+        choices=("fp32", "fp16", "bf16", "int8"),
         help="type of the weights and of the arithmetic (default: fp32; for TensorRT "
         "fp16, of LongCat bf16)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="PROMPTS",
+        help="with --precision int8: a text or .jsonl file, or a dataset, with prompts whose "
+        "pictures set the scales",
     )
     parser.add_argument(
         "--max-batch",

@@ -16,6 +16,14 @@ from export.cases import Cases
 from export.components import graph
 from export.errors import VerificationError
 from export.graphs import write_onnx
+from export.int8 import (
+    QUANTIZED,
+    calibrate,
+    calibration_prompts,
+    check_nncf,
+    check_size,
+    quantize,
+)
 from export.manifest import manifest, write_manifest
 from export.plan import Plan, plan, tokenizers
 from export.profiles import Profile, profiles
@@ -43,6 +51,8 @@ def export(request: Request, console: Console) -> Path:
         version = folder / "1"
         version.mkdir()
         _export_files(student, made, version, console)
+        if made.calibration:
+            _quantize_files(student, made, version, console)
         engines = None
         if request.tensorrt is not None and gpu is not None:
             shapes = profiles(student, made)
@@ -56,8 +66,12 @@ def load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
     """The student, and what of it is exported.
 
     Raises:
-        ExportError: the student, a size or the name is not usable.
+        ExportError: the student, a size, the name or a prompt file is not usable.
     """
+    prompts: tuple[str, ...] = ()
+    if request.calibration is not None:
+        check_nncf()
+        prompts = calibration_prompts(request.calibration)
     with stage(console, "load the student"):
         student = load_student(request.student)
     if not student.has_card:
@@ -65,7 +79,9 @@ def load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
             f"  no cdm.json in {student.folder}: taken as a student of {student.steps} steps "
             f"at {student.size} without guidance"
         )
-    return student, plan(request, student)
+    if prompts:
+        check_size(student)
+    return student, plan(request, student, prompts)
 
 
 def finish(
@@ -111,6 +127,14 @@ def _export_files(student: Student, plan: Plan, version: Path, console: Console)
         with stage(console, f"export {component}"):
             write_onnx(graph(component, architecture, plan.precision), path)
         gc.collect()  # a traced module and its weights in another precision hang in cycles
+
+
+def _quantize_files(student: Student, plan: Plan, version: Path, console: Console) -> None:
+    with stage(console, f"draw {len(plan.calibration)} pictures to calibrate with"):
+        rows = calibrate(student, plan.calibration, plan.sizes)
+    for component in (each for each in QUANTIZED if each in plan.components):
+        with stage(console, f"quantize {component}"):
+            quantize(version / f"{component}.onnx", component, rows[component])
 
 
 def _build_engines(

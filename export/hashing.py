@@ -13,9 +13,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def text_sha256(text: str) -> str:
+    """Hex digest of a text's UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def combined_sha256(digests: list[str]) -> str:
     """Hex digest of the given hex digests, concatenated in order."""
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    return text_sha256("".join(digests))
 
 
 def folder_sha256(folder: Path) -> str:
@@ -32,5 +37,5 @@ def folder_sha256(folder: Path) -> str:
     for path in paths:
         if path.is_file():
             relative = path.relative_to(folder).as_posix()
-            digests += [hashlib.sha256(relative.encode()).hexdigest(), file_sha256(path)]
+            digests += [text_sha256(relative), file_sha256(path)]
     return combined_sha256(digests)

@@ -7,8 +7,10 @@ Fields, all of them present unless said otherwise:
   folder), ``versions`` of the packages that made the files.
 - ``fingerprint``: SHA-256 of the hex digests, concatenated, of each component (its file, then its
   external data) in the order of ``components`` and then of each tokenizer.
-- ``precision``: ``fp32``, ``fp16`` or ``bf16``, the type of the weights and of the arithmetic
-  inside the graphs. What passes in and out is float32, int64 ids and masks, and uint8 pixels in
+- ``precision``: ``fp32``, ``fp16``, ``bf16`` or ``int8``, the type of the weights and of the
+  arithmetic inside the graphs; with ``int8`` that of transformer and decoder, while the text
+  encoder is float32. ``calibration``, only with ``int8``: number and SHA-256 of the ``prompts``
+  that set the scales. What passes in and out is float32, int64 ids and masks, and uint8 pixels in
   each of them. ``opset``: of the graphs.
 - ``max_batch``: the largest batch that was verified; serving must not exceed it.
 - ``sizes`` (``WIDTHxHEIGHT``) that were verified, ``default_size``, ``default_steps``.
@@ -47,7 +49,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from export.hashing import combined_sha256, file_sha256
+from export.hashing import combined_sha256, file_sha256, text_sha256
 from export.plan import tokenizers as plan_tokenizers
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def manifest(
     sizes = plan.sizes
     channels, latent_height, _ = student.adapter.latent_shape(sizes[0].height, sizes[0].width)
     default = student.size if student.size in sizes else sizes[0]
-    contents = {
+    contents: dict[str, Any] = {
         "format": FORMAT,
         "name": plan.name,
         "architecture": student.adapter.name,
@@ -103,6 +105,12 @@ def manifest(
         "runtimes": verification.served,
         "verification": verification.to_json(),
     }
+    if plan.calibration:
+        contents["versions"]["nncf"] = version("nncf")
+        contents["calibration"] = {
+            "prompts": len(plan.calibration),
+            "sha256": text_sha256("\n".join(plan.calibration)),
+        }
     return contents | ({"tensorrt": engines} if engines is not None else {})
 
 

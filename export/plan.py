@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request with the student's own choices filled in."""
+    """A request with the student's own choices filled in.
+
+    ``calibration`` are the prompts whose pictures set the scales of quantized graphs.
+    """
 
     name: str
     sizes: tuple[Size, ...]
     precision: Precision
     max_batch: int
     components: tuple[str, ...]
+    calibration: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -33,7 +37,7 @@ class Plan:
         return set(self.components) == set(COMPONENTS)
 
 
-def plan(request: Request, student: Student) -> Plan:
+def plan(request: Request, student: Student, calibration: tuple[str, ...] = ()) -> Plan:
     """Check a request against its student.
 
     Raises:
@@ -50,7 +54,7 @@ def plan(request: Request, student: Student) -> Plan:
     components = tuple(each for each in COMPONENTS if each in request.components)
     default = "fp32" if request.tensorrt is None else student.architecture.half
     precision = PRECISIONS[request.precision or default]
-    return Plan(name, sizes, precision, request.max_batch, components)
+    return Plan(name, sizes, precision, request.max_batch, components, calibration)
 
 
 def tokenizers(student: Student, plan: Plan) -> list[PipelineTokenizer]:

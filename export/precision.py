@@ -17,7 +17,8 @@ class Precision:
     """The type of a graph's weights and of the arithmetic between them.
 
     Whatever passes in and out of a graph is float32 (or integer) in each of them, and so are
-    norms' statistics, timesteps, position tables and the last step to pixels.
+    norms' statistics, timesteps, position tables and the last step to pixels. int8 graphs
+    are written in float32, and quantized by ``export.int8``.
     """
 
     name: str
@@ -32,6 +33,7 @@ PRECISIONS = {
         Precision("fp32", torch.float32, 20),
         Precision("fp16", torch.float16, 20),
         Precision("bf16", torch.bfloat16, 22),
+        Precision("int8", torch.float32, 20),
     )
 }
 

@@ -16,7 +16,8 @@ COMPONENTS = ("text_encoder", "transformer", "vae_decoder")
 class Request:
     """What to export and where to; ``None`` leaves the choice to the student.
 
-    With ``tensorrt``, engines are built so from the graphs.
+    With ``tensorrt``, engines are built so from the graphs. ``calibration`` is a source of prompts,
+    which int8 needs and nothing else takes.
     """
 
     student: Path
@@ -27,6 +28,7 @@ class Request:
     max_batch: int = 16
     components: tuple[str, ...] = COMPONENTS
     tensorrt: Options | None = None
+    calibration: str | None = None
 
 
 def parse_components(text: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ class Runtime:
 
     Attributes:
         name: the package and, where it is not the graph's own, the arithmetic: ``openvino-bf16``.
-        arithmetic: the coarsest type it computes in; ``None`` for the graph's own.
+        arithmetic: a type it computes in that may be coarser than the graph's own.
         serves: whether serving may use it, which asks for the same bits in every batch.
         required: whether the export fails with it; what is not is only left out of serving.
     """
