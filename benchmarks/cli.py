@@ -153,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     peers = commands.add_parser("peers", help="against diffusers behind other servers")
     peers.add_argument("--student", type=Path, default=Path("models/emoji-student"))
     peers.add_argument("--repository", type=Path, default=Path("model_repository"))
+    peers.add_argument(
+        "--int8", type=Path, metavar="DIR", help="repository with the student in int8, to run too"
+    )
     peers.add_argument("--rounds", type=_several, default=5)
     peers.add_argument("--quick", action="store_true", help="two short rounds, no sweep")
     peers.add_argument(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -69,16 +71,25 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     missing = [name for name in ("litserve", "ray", "diffusers") if find_spec(name) is None]
     if missing:
         raise BenchError(f"{missing[0]} is missing: pip install 'cdm-serve[peers]'")
-    if not list(arguments.repository.glob("*/1/export.json")):
-        raise BenchError(
-            f"{arguments.repository} holds no export: "
-            f"cdm-export {arguments.student} --to onnx --out {arguments.repository}"
-        )
+    _check_export(arguments.repository, arguments.student, "")
+    if arguments.int8 is not None:
+        _check_export(arguments.int8, arguments.student, " --precision int8 --calibration PROMPTS")
     if not (arguments.student / "model_index.json").exists():
         raise BenchError(f"{arguments.student} is no diffusers folder; expected the student's")
+    where = (arguments.student, arguments.repository, arguments.int8)
     if arguments.quick:
-        return Plan(arguments.student, arguments.repository, 2, 1.0, 2.0)
-    return Plan(arguments.student, arguments.repository, arguments.rounds)
+        return Plan(*where, 2, 1.0, 2.0)
+    return Plan(*where, arguments.rounds)
+
+
+def _check_export(repository: Path, student: Path, options: str) -> None:
+    """See that a repository holds exports, and with ``options`` that they are in int8."""
+    found = [json.loads(path.read_text()) for path in repository.glob("*/1/export.json")]
+    if not found or (options and any(each["precision"] != "int8" for each in found)):
+        raise BenchError(
+            f"{repository} holds no {'int8 ' if options else ''}export: "
+            f"cdm-export {student} --to onnx{options} --out {repository}"
+        )
 
 
 def _judged(results: list[Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from benchmarks.prompts import Requests
 from benchmarks.tally import percentiles
 from benchmarks.thin import Load, cpu_seconds, run_thin
 
-OURS, FASTAPI, LITSERVE, RAY = "cdm-serve", "FastAPI", "LitServe", "Ray Serve"
+OURS, INT8 = "cdm-serve", "cdm-serve int8"
+FASTAPI, LITSERVE, RAY = "FastAPI", "LitServe", "Ray Serve"
 MODULES = {FASTAPI: "fastapi", LITSERVE: "litserve", RAY: "ray"}
 CLIENTS = (1, 16)
 _BATCHING = (
@@ -49,10 +50,11 @@ _SAME = 20.0  # decibels; bfloat16 reaches some 30, another picture less than 12
 
 @dataclass(frozen=True)
 class Plan:
-    """The student, where its export is, and how long to measure (seconds of one run)."""
+    """The student, where its exports are, and how long to measure (seconds of one run)."""
 
     student: Path
     repository: Path
+    int8: Path | None = None
     rounds: int = 5
     alone_seconds: float = 5.0
     busy_seconds: float = 8.0
@@ -91,10 +93,16 @@ def rounds(
         BenchError: a server does not start, or draws something else than the others.
     """
     with ExitStack() as stack:
+        repositories = {OURS: plan.repository}
+        if plan.int8 is not None:
+            repositories[INT8] = plan.int8
         contenders = []
-        for name in (OURS, *settings):
+        for name in (*repositories, *settings):
             say(f"starting {name}")
-            server = _ours(plan) if name == OURS else _peer(plan, name, settings[name])
+            if name in repositories:
+                server = _ours(name, repositories[name])
+            else:
+                server = _peer(plan, name, settings[name])
             contenders.append(stack.enter_context(server))
         say("warming up; the same pictures")
         _compare(contenders, plan.busy_seconds)
@@ -144,15 +152,27 @@ def measure(contender: Contender, clients: int, seconds: float) -> Run:
 
 
 def ratios(results: Sequence[Mapping[str, Mapping[str, Run]]]) -> dict[str, dict[str, float]]:
-    """Ours over each peer, by round: throughput at 16 clients and p50 of one."""
+    """Ours over each peer, by round: throughput at 16 clients and p50 of one.
+
+    Where there is an int8 export too, its ratios follow, their names begun by ``int8``.
+    """
+    found = _over_peers(results, OURS)
+    if INT8 in results[0]:
+        found |= {f"int8 {name}": spread for name, spread in _over_peers(results, INT8).items()}
+    return found
+
+
+def _over_peers(
+    results: Sequence[Mapping[str, Mapping[str, Run]]], ours: str
+) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for peer in (name for name in results[0] if name != OURS):
+    for peer in (name for name in results[0] if name not in (OURS, INT8)):
         for figure, of in (("throughput", _throughput), ("p50", _p50)):
-            values = [of(each[OURS]) / of(each[peer]) for each in results]
+            values = [of(each[ours]) / of(each[peer]) for each in results]
             found[f"{figure} / {peer}"] = quartiles(values)
     batching = [name for name in results[0] if name in (LITSERVE, RAY)]
     values = [
-        _throughput(each[OURS]) / max(_throughput(each[name]) for name in batching)
+        _throughput(each[ours]) / max(_throughput(each[name]) for name in batching)
         for each in results
     ]
     return {**found, "throughput / best batching peer": quartiles(values)}
@@ -174,13 +194,12 @@ def _p50(runs: Mapping[str, Run]) -> float:
 
 
 @contextmanager
-def _ours(plan: Plan) -> Iterator[Contender]:
-    repository = str(plan.repository.resolve())
-
+def _ours(name: str, repository: Path) -> Iterator[Contender]:
     def command(port: int) -> list[str]:
-        return ["cdm_serve", "--model-repository", repository, "--port", str(port)]
+        where = str(repository.resolve())
+        return ["cdm_serve", "--model-repository", where, "--port", str(port)]
 
-    with started(OURS, command) as contender:
+    with started(name, command) as contender:
         yield contender
 
 
