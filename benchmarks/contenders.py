@@ -1,10 +1,9 @@
-"""Servers that take turns: each runs in processes of its own, and is stopped while others run."""
+"""Servers that are measured one after the other, each in processes of its own."""
 
 from __future__ import annotations
 
 import http.client
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -50,22 +49,13 @@ class Setting:
 
 @dataclass
 class Contender:
-    """A running server; at most one of them should be awake."""
+    """A running server."""
 
     name: str
     process: subprocess.Popen[bytes]
     endpoint: Endpoint
     output: Path
     seen: set[psutil.Process] = field(default_factory=set)
-
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Let it run, and stop it again."""
-        self._signal(signal.SIGCONT)
-        try:
-            yield
-        finally:
-            self._signal(signal.SIGSTOP)
 
     def cpu_seconds(self) -> float:
         """What all its living processes have used so far."""
@@ -81,7 +71,6 @@ class Contender:
     def end(self) -> None:
         """Ask it to stop, and end whatever is left of it."""
         processes = self._processes()
-        self._signal(signal.SIGCONT)
         self.process.terminate()
         _, left = psutil.wait_procs(processes, timeout=15)
         for process in left:
@@ -97,13 +86,6 @@ class Contender:
                 self.seen |= set(process.children(recursive=True))
         self.seen = {process for process in self.seen if process.is_running()}
         return list(self.seen)
-
-    def _signal(self, number: signal.Signals) -> None:
-        for process in self._processes():
-            try:
-                process.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
 
     def wait_for_a_picture(self) -> None:
         """Return when it answers with one.
@@ -137,7 +119,7 @@ class Contender:
 
 @contextmanager
 def started(name: str, command: Callable[[int], Sequence[str]]) -> Iterator[Contender]:
-    """Start a server, given its command line by port; it sleeps when this returns.
+    """Start a server, given its command line by port; it draws when this returns.
 
     Raises:
         BenchError: it does not come up.
@@ -158,8 +140,7 @@ def started(name: str, command: Callable[[int], Sequence[str]]) -> Iterator[Cont
             )
         contender = Contender(name, process, Endpoint(f"http://127.0.0.1:{port}"), output)
         stack.callback(contender.end)
-        with contender.awake():
-            contender.wait_for_a_picture()
+        contender.wait_for_a_picture()
         yield contender
 
 

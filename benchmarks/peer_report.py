@@ -23,9 +23,9 @@ from benchmarks.peer_rounds import (
     SETTINGS,
     Plan,
     best,
-    quartiles,
     ratios,
     rounds,
+    spread,
     sweep,
     tried_json,
 )
@@ -42,7 +42,7 @@ PACKAGES = ("litserve", "ray", "fastapi", "transformers")
 def peers(arguments: argparse.Namespace, console: Console) -> int:
     """Sweep, measure in rounds, and keep after each round what there is."""
     plan = _plan(arguments)
-    # Servers that are stopped cannot end by themselves.
+    # Whatever ends us ends the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     tried, results = [], []
     with console.status("") as status:
@@ -94,11 +94,11 @@ def _check_export(repository: Path, student: Path, options: str) -> None:
 
 def _judged(results: list[Any]) -> dict[str, Any]:
     judged: dict[str, Any] = {}
-    for name, spread in ratios(results).items():
-        judged[name] = dict(spread)
+    for name, ratio in ratios(results).items():
+        judged[name] = dict(ratio)
         if name in BARS:
             sense, bar = BARS[name]
-            holds = spread["median"] >= bar if sense == "at least" else spread["median"] <= bar
+            holds = ratio["median"] >= bar if sense == "at least" else ratio["median"] <= bar
             judged[name] |= {"bar": f"{sense} {bar:g}", "holds": holds}
     return judged
 
@@ -117,7 +117,7 @@ def _servers(results: list[Any], settings: dict[str, str]) -> Table:
                 for key in keys:
                     value = value[key]
                 values.append(value)
-            return quartiles(values)["median"]
+            return spread(values)["median"]
 
         table.add_row(
             name,
@@ -127,19 +127,19 @@ def _servers(results: list[Any], settings: dict[str, str]) -> Table:
             f"{median(many, 'milliseconds', 'p50'):.1f}",
             f"{median(many, 'server_cpu_ms'):.1f}",
         )
-    client = quartiles([e[n][many]["client_cpu_ms"] for e in results for n in e])["median"]
+    client = spread([e[n][many]["client_cpu_ms"] for e in results for n in e])["median"]
     table.caption = f"The client takes {client:.2f} ms of a core for a request."
     return table
 
 
 def _ratios(judged: dict[str, Any]) -> Table:
     table = Table(title=f"{OURS} over the others, by round")
-    for name in ("", "median", "quartiles", "bar", ""):
-        table.add_column(name, justify="right" if name in ("median", "quartiles") else "left")
+    for name in ("", "median", "range", "bar", ""):
+        table.add_column(name, justify="right" if name in ("median", "range") else "left")
     for name, ratio in judged.items():
         held = {True: "holds", False: "[red]missed[/]", None: ""}[ratio.get("holds")]
-        spread = f"{ratio['low']:.2f} - {ratio['high']:.2f}"
-        table.add_row(name, f"{ratio['median']:.2f}", spread, ratio.get("bar", ""), held)
+        least_most = f"{ratio['low']:.2f} - {ratio['high']:.2f}"
+        table.add_row(name, f"{ratio['median']:.2f}", least_most, ratio.get("bar", ""), held)
     return table
 
 

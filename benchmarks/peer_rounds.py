@@ -1,7 +1,8 @@
 """``cdm-bench peers``: the same student and load on four servers, which take turns.
 
-Every ratio is taken within a round, in which each server runs for a few seconds while the others
-are stopped, so what the machine does otherwise meets all of them alike.
+Every ratio is taken within a round, in which each server is started anew and measured for a few
+seconds. So what the machine does otherwise meets all of them alike, and how a process happens to
+lie in memory, which moves its speed for as long as it lives, is part of the spread.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.answers import Answer
@@ -58,10 +60,11 @@ class Plan:
     rounds: int = 5
     alone_seconds: float = 5.0
     busy_seconds: float = 8.0
-    sweep_seconds: float = 5.0
+    sweep_seconds: float = 8.0
 
 
 Run = dict[str, Any]
+Pixels = NDArray[np.float64]
 Progress = Callable[[str], None]
 
 
@@ -70,7 +73,7 @@ def sweep(plan: Plan, say: Progress) -> Iterator[tuple[str, Setting, Run]]:
     for name, settings in SETTINGS.items():
         for setting in settings:
             say(f"sweep: {name}, {setting}")
-            with _peer(plan, name, setting) as peer, peer.awake():
+            with _peer(plan, name, setting) as peer:
                 measure(peer, CLIENTS[-1], _WARM_UP * plan.sweep_seconds)
                 yield name, setting, measure(peer, CLIENTS[-1], plan.sweep_seconds)
 
@@ -92,34 +95,32 @@ def rounds(
     Raises:
         BenchError: a server does not start, or draws something else than the others.
     """
-    with ExitStack() as stack:
-        repositories = {OURS: plan.repository}
-        if plan.int8 is not None:
-            repositories[INT8] = plan.int8
-        contenders = []
-        for name in (*repositories, *settings):
-            say(f"starting {name}")
+    repositories = {OURS: plan.repository}
+    if plan.int8 is not None:
+        repositories[INT8] = plan.int8
+    names = (*repositories, *settings)
+    for number in range(plan.rounds):
+        results: dict[str, dict[str, Run]] = {}
+        drawn: dict[str, Pixels] = {}
+        # The order goes round, so that nobody always follows the same one.
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            say(f"round {number + 1} of {plan.rounds}: {name}")
             if name in repositories:
                 server = _ours(name, repositories[name])
             else:
                 server = _peer(plan, name, settings[name])
-            contenders.append(stack.enter_context(server))
-        say("warming up; the same pictures")
-        _compare(contenders, plan.busy_seconds)
-        for number in range(plan.rounds):
-            results: dict[str, dict[str, Run]] = {}
-            # The order goes round, so that nobody always follows the same one.
-            turn = number % len(contenders)
-            for contender in contenders[turn:] + contenders[:turn]:
-                say(f"round {number + 1} of {plan.rounds}: {contender.name}")
-                with contender.awake():
-                    results[contender.name] = {
-                        str(clients): measure(contender, clients, seconds)
-                        for clients, seconds in zip(
-                            CLIENTS, (plan.alone_seconds, plan.busy_seconds), strict=True
-                        )
-                    }
-            yield results
+            with server as contender:
+                measure(contender, CLIENTS[-1], _WARM_UP * plan.busy_seconds)
+                drawn[name] = _pictures(contender.endpoint)
+                results[name] = {
+                    str(clients): measure(contender, clients, seconds)
+                    for clients, seconds in zip(
+                        CLIENTS, (plan.alone_seconds, plan.busy_seconds), strict=True
+                    )
+                }
+        _compare(drawn)
+        yield {name: results[name] for name in names}
 
 
 def measure(contender: Contender, clients: int, seconds: float) -> Run:
@@ -169,19 +170,18 @@ def _over_peers(
     for peer in (name for name in results[0] if name not in (OURS, INT8)):
         for figure, of in (("throughput", _throughput), ("p50", _p50)):
             values = [of(each[ours]) / of(each[peer]) for each in results]
-            found[f"{figure} / {peer}"] = quartiles(values)
+            found[f"{figure} / {peer}"] = spread(values)
     batching = [name for name in results[0] if name in (LITSERVE, RAY)]
     values = [
         _throughput(each[ours]) / max(_throughput(each[name]) for name in batching)
         for each in results
     ]
-    return {**found, "throughput / best batching peer": quartiles(values)}
+    return {**found, "throughput / best batching peer": spread(values)}
 
 
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = np.percentile(values, (25, 50, 75))
-    named = {"median": median, "low": low, "high": high}
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    named: dict[str, Any] = {"median": np.median(values), "low": min(values), "high": max(values)}
     return {name: round(float(value), 3) for name, value in named.items()}
 
 
@@ -214,20 +214,15 @@ def _peer(plan: Plan, name: str, setting: Setting) -> Iterator[Contender]:
         yield contender
 
 
-def _compare(contenders: Sequence[Contender], seconds: float) -> None:
-    """Warm them up; all draw the same for the same requests, but for their arithmetic."""
-    seen: list[np.ndarray[Any, Any]] = []
-    for contender in contenders:
-        with contender.awake():
-            measure(contender, CLIENTS[-1], _WARM_UP * seconds)
-            seen.append(_pictures(contender.endpoint))
-    for contender, pictures in zip(contenders, seen, strict=True):
-        error = float(((pictures - seen[0]) ** 2).mean())
+def _compare(drawn: Mapping[str, Pixels]) -> None:
+    """All draw the same for the same requests, but for their arithmetic."""
+    for name, pictures in drawn.items():
+        error = float(((pictures - drawn[OURS]) ** 2).mean())
         if error and 10 * np.log10(255**2 / error) < _SAME:
-            raise BenchError(f"{contender.name} draws other pictures than {contenders[0].name}")
+            raise BenchError(f"{name} draws other pictures than {OURS}")
 
 
-def _pictures(endpoint: Endpoint) -> np.ndarray[Any, Any]:
+def _pictures(endpoint: Endpoint) -> Pixels:
     answers = run_thin(
         endpoint,
         Load(clients=4),
@@ -237,7 +232,7 @@ def _pictures(endpoint: Endpoint) -> np.ndarray[Any, Any]:
     return np.stack([_pixels(a) for a in sorted(answers, key=lambda a: a.request)])
 
 
-def _pixels(answer: Answer) -> np.ndarray[Any, Any]:
+def _pixels(answer: Answer) -> Pixels:
     if not answer.picture:
         raise BenchError(f"no picture: {answer.status}: {answer.error[:300]}")
     with Image.open(io.BytesIO(base64.b64decode(answer.picture))) as image:

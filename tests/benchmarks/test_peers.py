@@ -8,7 +8,7 @@ import pytest
 from benchmarks.cli import main
 from benchmarks.contenders import Setting, started
 from benchmarks.errors import BenchError
-from benchmarks.peer_rounds import FASTAPI, INT8, LITSERVE, OURS, RAY, best, quartiles, ratios
+from benchmarks.peer_rounds import FASTAPI, INT8, LITSERVE, OURS, RAY, best, ratios, spread
 from benchmarks.peers.student import parser
 
 
@@ -37,12 +37,12 @@ def test_ratios_are_taken_within_a_round() -> None:
     found = ratios([first, second])
     assert found["throughput / FastAPI"] == {"median": 6.0, "low": 6.0, "high": 6.0}
     assert found["p50 / FastAPI"]["median"] == 0.25
-    assert found["throughput / best batching peer"] == quartiles([2.0, 1.5])
+    assert found["throughput / best batching peer"] == spread([2.0, 1.5])
     # The int8 export's ratios are to the peers alone, and change nothing of the others.
     with_int8 = ratios([first | {INT8: runs(90, 5)}, second | {INT8: runs(40, 10)}])
     assert with_int8.items() > found.items()
-    assert with_int8["int8 throughput / FastAPI"] == quartiles([9.0, 8.0])
-    assert with_int8["int8 p50 / Ray Serve"] == quartiles([1 / 6, 1 / 6])
+    assert with_int8["int8 throughput / FastAPI"] == spread([9.0, 8.0])
+    assert with_int8["int8 p50 / Ray Serve"] == spread([1 / 6, 1 / 6])
     assert not any("cdm-serve" in name for name in with_int8)
 
 

@@ -94,6 +94,28 @@ def test_the_same_calibration_gives_the_same_bytes(
     assert again.read_bytes() == (quantized / again.name).read_bytes()
 
 
+def test_large_weights_lie_beside_the_graph(
+    quantized: Path,
+    exported: Path,
+    student: Student,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    beside = Path(shutil.copy(exported / "1" / "vae_decoder.onnx", tmp_path))
+    monkeypatch.setattr(int8, "INLINE_LIMIT", 1000)
+    quantize(beside, "vae_decoder", calibrate(student, PROMPTS, SIZES)["vae_decoder"])
+    data = tmp_path / "vae_decoder.onnx.data"
+    assert data.stat().st_size > 1000
+    whole = onnx.load(beside).graph
+    inside = onnx.load(quantized / "vae_decoder.onnx").graph
+    arrays = [
+        {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+        for graph in (whole, inside)
+    ]
+    assert arrays[0].keys() == arrays[1].keys()
+    assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0])
+
+
 def test_prompts_are_spread_over_the_source(tmp_path: Path) -> None:
     source = tmp_path / "prompts.txt"
     source.write_text("".join(f"prompt {i}\n\n" for i in range(1000)))
