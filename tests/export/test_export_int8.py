@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from export import int8
 from export.cases import Cases
 from export.cli import main
 from export.errors import ExportError
-from export.int8 import QUANTIZED, calibrate, calibration_prompts, check_size, quantize
+from export.int8 import QUANTIZED, calibrate, calibration_prompts, check_nncf, check_size, quantize
 from export.sizes import Size
 from export.student import Student
 from export.tokenizers import read_tokenizers
@@ -131,6 +132,12 @@ def test_a_graph_that_is_too_large(student: Student, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(int8, "LIMIT", 1000)
     with pytest.raises(ExportError, match=r"transformer has .* GiB .* at most 2"):
         check_size(student)
+
+
+def test_without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ExportError, match=r"pip install 'cdm-serve\[int8\]'"):
+        check_nncf()
 
 
 @pytest.mark.parametrize(
