@@ -102,13 +102,13 @@ def test_large_weights_lie_beside_the_graph(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    beside = Path(shutil.copy(exported / "1" / "vae_decoder.onnx", tmp_path))
+    beside = Path(shutil.copy(exported / "1" / "transformer.onnx", tmp_path))
     monkeypatch.setattr(int8, "INLINE_LIMIT", 1000)
-    quantize(beside, "vae_decoder", calibrate(student, PROMPTS, SIZES)["vae_decoder"])
-    data = tmp_path / "vae_decoder.onnx.data"
+    quantize(beside, "transformer", calibrate(student, PROMPTS, SIZES)["transformer"])
+    data = tmp_path / "transformer.onnx.data"
     assert data.stat().st_size > 1000
     whole = onnx.load(beside).graph
-    inside = onnx.load(quantized / "vae_decoder.onnx").graph
+    inside = onnx.load(quantized / "transformer.onnx").graph
     arrays = [
         {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
         for graph in (whole, inside)
