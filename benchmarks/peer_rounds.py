@@ -1,8 +1,8 @@
 """``cdm-bench peers``: the same student and load on four servers, which take turns.
 
 Every ratio is taken within a round, in which each server is started anew and measured for a few
-seconds. So what the machine does otherwise meets all of them alike, and how a process happens to
-lie in memory, which moves its speed for as long as it lives, is part of the spread.
+seconds. So what the machine does otherwise meets all of them alike, and a speed that one process
+keeps for as long as it lives, and the next one has not, is part of the spread.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def ratios(results: Sequence[Mapping[str, Mapping[str, Run]]]) -> dict[str, dict
     """
     found = _over_peers(results, OURS)
     if INT8 in results[0]:
-        found |= {f"int8 {name}": spread for name, spread in _over_peers(results, INT8).items()}
+        found |= {f"int8 {name}": each for name, each in _over_peers(results, INT8).items()}
     return found
 
 

@@ -72,6 +72,18 @@ def test_says_what_is_not_there(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("contents", ["{", "[]", "{}", '{"precision": "fp32"}'])
+def test_an_int8_export_that_is_none_is_one_line(
+    repository: Path, tmp_path: Path, capsys, contents: str
+) -> None:
+    pytest.importorskip("litserve", reason="needs the extra 'peers'")
+    pytest.importorskip("ray", reason="needs the extra 'peers'")
+    (tmp_path / "model" / "1").mkdir(parents=True)
+    (tmp_path / "model" / "1" / "export.json").write_text(contents)
+    assert main(["peers", "--repository", str(repository), "--int8", str(tmp_path)]) == 2
+    assert "holds no int8 export: cdm-export" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_four_servers_take_turns_and_draw_the_same(
     student: Path, repository: Path, tmp_path: Path, capsys
