@@ -1,9 +1,8 @@
 """The engine without any server, in a process of its own: the measure of what a server costs.
 
 ``python -m benchmarks.bare REPOSITORY MODEL COSTS`` warms up as Triton's process does, then obeys
-one JSON line after another: a ``load`` (see ``loops``), ``seconds``, and ``form``, which is
-``steps`` for our scheduler or ``requests`` for batches of whole requests. Each is answered by a
-line with the tally. COSTS is what the server's engine measured of itself, as JSON, so that both
+one JSON line after another: a ``load`` (see ``loops``) and ``seconds``. Each is answered by a line
+with the tally. COSTS is what the server's engine measured of itself, as JSON, so that both
 make batches of the same sizes.
 """
 
@@ -17,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.exported import Exported, find_export
-from benchmarks.loops import Engine, Load, run_load
-from benchmarks.whole_requests import WholeRequests
+from benchmarks.loops import Load, run_load
 from benchmarks.worker import Order, Worker, cpu_seconds, obey, worker
 from cdm_serve.engine.costs import Costs, Seconds, measure
 from cdm_serve.engine.scheduler import Scheduler
@@ -30,9 +28,9 @@ class BareEngine:
     def __init__(self, process: Worker) -> None:
         self._process = process
 
-    def run(self, load: Load, seconds: float, form: str = "steps") -> dict[str, Any]:
+    def run(self, load: Load, seconds: float) -> dict[str, Any]:
         """Put a load on it for a time."""
-        return self._process.ask({"load": load, "seconds": seconds, "form": form})
+        return self._process.ask({"load": load, "seconds": seconds})
 
 
 @contextmanager
@@ -50,19 +48,16 @@ def main(repository: str, model: str, measured: str) -> None:
     own = measure(pipeline, exported.max_batch, float(exported.parameters["warm_up_seconds"]))
     costs = costs_of(json.loads(measured), own.text)
     scheduler = Scheduler(pipeline, costs, exported.cache_bytes)
-    whole = WholeRequests(pipeline, costs, exported.cache_bytes)
-    engines: dict[str, Engine] = {"steps": scheduler, "requests": whole}
     size = pipeline.manifest.default_size
 
     def answer(order: Order) -> dict[str, Any]:
         begin = cpu_seconds()
-        tally = run_load(engines[order["form"]], size, order["load"], order["seconds"])
+        tally = run_load(scheduler, size, order["load"], order["seconds"])
         spent = 1e3 * (cpu_seconds() - begin) / tally.answered
         return {**tally.to_json(), "cpu_milliseconds": {"engine": round(spent, 3)}}
 
     obey({}, answer)
     scheduler.close()
-    whole.close()
 
 
 def costs_of(described: dict[str, Any], text: Seconds) -> Costs:

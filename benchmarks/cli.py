@@ -13,7 +13,7 @@ from benchmarks.errors import BenchError
 from benchmarks.variants import VARIANTS
 from distill.errors import DistillError
 
-LOADS = ("alone", "busy", "mixed", "arrivals")
+LOADS = ("alone", "busy", "mixed")
 RUNTIMES = (
     "torch f32",
     "torch bf16",
@@ -136,16 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--rounds", type=_positive, default=3)
     engine.add_argument("--quick", action="store_true", help="two batches, little repetition")
     engine.set_defaults(run=_later("benchmarks.serving_commands", "engine", "export,bench"))
-    plan = commands.add_parser("plan", help="how many machines a rate and a p99 need")
-    plan.add_argument("--rate", type=_number, metavar="R", help="requests a second")
-    plan.add_argument("--slo-p99", type=_number, default=500.0, metavar="MS", help="(%(default)s)")
-    plan.add_argument("--steps", type=_positive, nargs="+", default=[], help="(the model's)")
-    plan.add_argument("--check", action="store_true", help="against a real server, at three rates")
-    plan.add_argument("--seconds", type=_seconds, default=40.0, help="of each check (%(default)s)")
-    plan.add_argument("--calibration", type=Path, metavar="FILE.json", help="measure nothing")
-    plan.add_argument("--runtime", help="of a calibration that cdm-bench engine wrote")
-    plan.set_defaults(run=_later("benchmarks.serving_commands", "plan", "export,bench"))
-    for command in (overhead, soak, engine, plan):
+    for command in (overhead, soak, engine):
         command.add_argument("--repository", type=Path, default=Path("model_repository"))
         command.add_argument("--model", help="a model of the repository (the first)")
         command.add_argument("--out", type=Path, metavar="FILE.json")
@@ -162,16 +153,6 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE.json", default=Path("benchmarks/results/peers.json")
     )
     peers.set_defaults(run=_later("benchmarks.peer_report", "peers", "peers"))
-
-    mlperf = commands.add_parser("mlperf", help="MLPerf's scenarios, short")
-    mlperf.add_argument("url", help="root of the server")
-    mlperf.add_argument("--seconds", type=_seconds, default=10.0, help="of each (%(default)s)")
-    mlperf.add_argument("--rate", type=_number, default=20.0, help="of Server (%(default)s)")
-    mlperf.add_argument("--slo", type=_number, default=500.0, metavar="MS", help="its p99")
-    mlperf.add_argument(
-        "--out", type=Path, metavar="FILE.json", default=Path("benchmarks/results/mlperf.json")
-    )
-    mlperf.set_defaults(run=_later("benchmarks.mlperf", "mlperf", "mlperf"))
 
     distill = commands.add_parser("distill", help="a student update against the released form")
     distill.add_argument("--n-max", type=_positive, default=28)

@@ -6,27 +6,18 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from benchmarks.prompts import PROMPTS
 from benchmarks.tally import Tally
 from cdm_serve.engine.job import EngineError, Job, Partial, Picture
-from cdm_serve.engine.sample import Answer
-
-
-class Engine(Protocol):
-    """Makes pictures: ``Scheduler`` or ``WholeRequests``."""
-
-    def submit(self, key: str, job: Job, answer: Answer) -> None:
-        """Queue a job."""
-
+from cdm_serve.engine.scheduler import Scheduler
 
 # Of a closed loop the steps that each client asks for; of an open one the arrivals, in seconds and
 # steps.
 Load = Sequence[int] | Sequence[tuple[float, int]]
 
 
-def run_load(engine: Engine, size: str, load: Load, seconds: float) -> Tally:
+def run_load(engine: Scheduler, size: str, load: Load, seconds: float) -> Tally:
     """Either loop."""
     steps = [each for each in load if isinstance(each, int)]
     if steps:
@@ -35,7 +26,7 @@ def run_load(engine: Engine, size: str, load: Load, seconds: float) -> Tally:
     return open_loop(engine, size, arrivals, seconds)
 
 
-def closed_loop(engine: Engine, size: str, steps: Sequence[int], seconds: float) -> Tally:
+def closed_loop(engine: Scheduler, size: str, steps: Sequence[int], seconds: float) -> Tally:
     """One client for each of ``steps``, who asks again as soon as he is answered.
 
     Raises:
@@ -76,7 +67,7 @@ def closed_loop(engine: Engine, size: str, steps: Sequence[int], seconds: float)
 
 
 def open_loop(
-    engine: Engine, size: str, arrivals: Sequence[tuple[float, int]], seconds: float
+    engine: Scheduler, size: str, arrivals: Sequence[tuple[float, int]], seconds: float
 ) -> Tally:
     """Requests of so many steps at their times, whatever has become of those before.
 

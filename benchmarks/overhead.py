@@ -1,9 +1,8 @@
 """What the server costs: the whole path against the same engine without any server.
 
 Closed loops of one client, of sixteen, and of sixteen of which half ask for two steps and half for
-eight; and the same mixture as Poisson arrivals at a share of what the machine can do. The
-contenders take turns in rounds, and every ratio is taken within its round, so that what the machine
-does besides meets all of them alike.
+eight. The contenders take turns in rounds, and every ratio is taken within its round, so that what
+the machine does besides meets all of them alike.
 """
 
 from __future__ import annotations
@@ -18,19 +17,16 @@ from benchmarks.errors import BenchError
 from benchmarks.exported import Exported
 from benchmarks.loops import Load
 from benchmarks.served import served
-from benchmarks.simulation import poisson
-from benchmarks.tally import RAMP, spread
+from benchmarks.tally import spread
 
 CLIENTS = 16
 SHORT, LONG = 2, 8
-BARE, JSON, PNG, WHOLE = "bare engine", "server, json", "server, png", "whole requests"
+BARE, JSON, PNG = "bare engine", "server, json", "server, png"
 LOADS = {
     "alone": (BARE, JSON, PNG),
     "busy": (BARE, JSON, PNG),
-    "mixed": (BARE, WHOLE, JSON, PNG),
-    "arrivals": (BARE, WHOLE, JSON, PNG),
+    "mixed": (BARE, JSON, PNG),
 }
-SHARE = 0.7  # of the capacity, for the arrivals
 
 Round = dict[str, dict[str, Any]]
 
@@ -84,10 +80,7 @@ BARS = (
     Bar("throughput at 16, png", "busy", PNG, BARE, _throughput, 0.75, at_least=True),
     Bar("p50 alone, json", "alone", JSON, BARE, _median, 1.3, at_least=False),
     Bar("p50 alone, png", "alone", PNG, BARE, _median, 1.3, at_least=False),
-    Bar("short p50 mixed, engine", "mixed", BARE, WHOLE, _short_median, 0.5, at_least=False),
-    Bar("short p50 mixed, json", "mixed", JSON, WHOLE, _short_median, 0.5, at_least=False),
-    Bar("short p50 arrivals, engine", "arrivals", BARE, WHOLE, _short_median, 0.5, at_least=False),
-    Bar("short p50 arrivals, json", "arrivals", JSON, WHOLE, _short_median, 0.5, at_least=False),
+    Bar("short p50 mixed, json", "mixed", JSON, BARE, _short_median, 1.3, at_least=False),
 )
 
 
@@ -121,7 +114,6 @@ def measure_overhead(plan: Overhead, on_run: Callable[[], None]) -> dict[str, An
     rounds: dict[str, list[Round]] = {load: [] for load in plan.loads}
     with _contenders(plan.exported) as (contenders, costs):
         for number in range(plan.rounds):
-            clients["arrivals"] = _arrivals(plan, costs, seed=number)
             for load in plan.loads:
                 names = LOADS[load]
                 first = number % len(names)
@@ -140,18 +132,6 @@ def measure_overhead(plan: Overhead, on_run: Callable[[], None]) -> dict[str, An
     }
 
 
-def _arrivals(plan: Overhead, costs: dict[str, Any], seed: int) -> list[tuple[float, int]]:
-    """The mixture at ``SHARE`` of what full batches could make, for all of the run."""
-    size = plan.exported.manifest.default_size
-    step, decode = (
-        min(seconds / int(batch) for batch, seconds in costs[size][stage].items())
-        for stage in ("step", "decode")
-    )
-    rate = SHARE / ((SHORT + LONG) / 2 * step + decode)
-    drawn = poisson(rate, (1 + RAMP) * plan.seconds, (SHORT, LONG), size, seed)
-    return [(arrival.time, arrival.steps) for arrival in drawn]
-
-
 Contender = Callable[[Load, float], dict[str, Any]]
 
 
@@ -164,7 +144,6 @@ def _contenders(exported: Exported) -> Iterator[tuple[dict[str, Contender], dict
             yield (
                 {
                     BARE: bare.run,
-                    WHOLE: lambda load, seconds: bare.run(load, seconds, "requests"),
                     JSON: server.run,
                     PNG: lambda load, seconds: server.run(load, seconds, "png"),
                 },

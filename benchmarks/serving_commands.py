@@ -1,4 +1,4 @@
-"""What ``cdm-bench overhead``, ``engine`` and ``plan`` do; imported when one of them runs."""
+"""What ``cdm-bench overhead`` and ``engine`` do; imported when one of them runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.calibration import read_calibration
 from benchmarks.chart import Chart, save_charts
 from benchmarks.engine import EnginePlan, measure_engine
 from benchmarks.exported import find_export
 from benchmarks.overhead import LOADS, Overhead, Round, measure_overhead
-from benchmarks.planning import LOADS as PLAN_LOADS
-from benchmarks.planning import WITHIN, Demand, check, plan_machines
 from benchmarks.record import write_result
 
 PROCESSES = ("engine", "triton", "gateway", "client")
@@ -80,7 +77,7 @@ def _cpu_table(load: str, rounds: list[Round]) -> Table:
 
 
 def _bars_table(bars: dict[str, Any]) -> Table:
-    table = Table(title="ratios to the bare engine, or to batches of whole requests")
+    table = Table(title="ratios to the bare engine")
     for name in ("", "ratio", "bar", ""):
         table.add_column(name, justify="right" if name else "left")
     for name, bar in bars.items():
@@ -164,71 +161,3 @@ def _curve(size: str, points: list[dict[str, Any]], batches: tuple[int, ...]) ->
         lines.setdefault(point["runtime"], []).append(rate)
     high = max(value for line in lines.values() for value in line)
     return Chart(f"images/s by batch, {size}", [*map(str, batches)], lines, 0.0, 1.1 * high)
-
-
-def plan(arguments: argparse.Namespace, console: Console) -> int:
-    """How many machines; and whether the simulation is to be believed."""
-    result: dict[str, Any] = {}
-    if arguments.calibration:
-        calibration = read_calibration(arguments.calibration, arguments.runtime)
-    else:
-        exported = find_export(arguments.repository, arguments.model)
-        loads = PLAN_LOADS if arguments.check else ()
-        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("", total=1 + len(loads))
-            calibration, points = check(
-                exported, arguments.seconds, loads, lambda: progress.advance(task)
-            )
-        if points:
-            result["check"] = points
-            console.print(_check_table(points))
-    result["calibration"] = calibration.to_json()
-    console.print(
-        f"{calibration.model}, {calibration.size}, {calibration.steps} steps: one picture alone "
-        f"{1e3 * calibration.alone:.1f} ms, a full machine {calibration.capacity:.1f} images/s"
-    )
-    if arguments.rate is not None:
-        demand = Demand(arguments.rate, arguments.slo_p99, arguments.steps)
-        result["demand"] = {"rate": demand.rate, "slo_p99_ms": demand.slo_p99_ms}
-        result["plan"] = plan_machines(calibration, demand)
-        console.print(
-            f"{demand.rate:g} requests/s at a p99 of {demand.slo_p99_ms:g} ms: "
-            f"{result['plan']['machines']} machines"
-        )
-        console.print(_plan_table(result["plan"]))
-    if arguments.out:
-        write_result(arguments.out, result, PACKAGES)
-    return 0
-
-
-def _check_table(points: list[dict[str, Any]]) -> Table:
-    table = Table(title="latency in ms, measured and simulated with the same arrivals")
-    for name in ("load", "requests/s", "requests"):
-        table.add_column(name, justify="right")
-    for name in ("p50", "p99"):
-        table.add_column(f"{name} measured / simulated / error", justify="right")
-    table.add_column(f"within {WITHIN:.0%}")
-    for point in points:
-        cells = (
-            f"{point['measured'][name]:.1f} / {point['simulated'][name]:.1f} / "
-            f"{point['error'][name]:+.1%}"
-            for name in ("p50", "p99")
-        )
-        table.add_row(
-            f"{point['load']:.0%}",
-            f"{point['rate']:.2f}",
-            str(point["requests"]),
-            *cells,
-            "[green]yes[/]" if point["holds"] else "[red]no[/]",
-        )
-    return table
-
-
-def _plan_table(found: dict[str, Any]) -> Table:
-    table = Table()
-    for name in ("machines", "p50 ms", "p90 ms", "p99 ms"):
-        table.add_column(name, justify="right")
-    for count, latency in found["tried"].items():
-        table.add_row(str(count), *(f"{latency[name]:.1f}" for name in ("p50", "p90", "p99")))
-    return table

@@ -1,11 +1,9 @@
-"""The server against the bare engine, and batches of whole requests against ours."""
+"""The server against the bare engine, closed loops and arrivals."""
 
 import json
 import time
-from concurrent.futures import Future
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks.bare import costs_of
@@ -14,9 +12,7 @@ from benchmarks.exported import find_export
 from benchmarks.loops import run_load
 from benchmarks.overhead import LOADS
 from benchmarks.tally import Tally, percentiles
-from benchmarks.whole_requests import WholeRequests
 from cdm_serve.engine.costs import Costs
-from cdm_serve.engine.job import EngineError, Job
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.scheduler import Scheduler
 
@@ -24,30 +20,20 @@ FLAT = {1: 0.02, 2: 0.02, 4: 0.02}
 COSTS = Costs(FLAT, {"64x64": FLAT, "96x64": FLAT}, {"64x64": FLAT, "96x64": FLAT})
 
 
-def made(engine: Scheduler | WholeRequests, jobs: list[Job]) -> list[Future]:
-    futures: list[Future] = []
-    for number, job in enumerate(jobs):
-        future: Future = Future()
-        engine.submit(str(number), job, future.set_result)
-        futures.append(future)
-    engine.close()
-    return [future.result(60) for future in futures]
-
-
 @pytest.mark.slow
 def test_command_measures_all_contenders(repository: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "overhead.json"
-    size = ["--rounds", "2", "--seconds", "1.5", "--only", "alone", "arrivals"]
+    size = ["--rounds", "2", "--seconds", "1.5", "--only", "alone", "mixed"]
     assert main(["overhead", "--repository", str(repository), *size, "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert "environment" in result
-    for load in ("alone", "arrivals"):
+    for load in ("alone", "mixed"):
         for measured in result["rounds"][load]:
             assert sorted(measured) == sorted(LOADS[load])
             for run in measured.values():
                 assert run["images_per_second"] > 0
                 assert sum(run["cpu_milliseconds"].values()) > 0
-    assert "2" in result["rounds"]["arrivals"][0]["server, json"]["by_steps"]
+    assert "2" in result["rounds"]["mixed"][0]["server, json"]["by_steps"]
     first, second = (
         each["server, json"]["milliseconds"]["p50"] / each["bare engine"]["milliseconds"]["p50"]
         for each in result["rounds"]["alone"]
@@ -67,47 +53,6 @@ def test_finds_a_model_and_how_it_is_served(repository: Path) -> None:
     assert exported.folder == repository / "tiny"
     assert exported.parameters["runtime"] == "openvino"
     assert exported.max_batch == 16
-
-
-def test_whole_requests_are_the_same_pictures(pipeline: Pipeline) -> None:
-    sizes, steps = ["64x64", "96x64", "64x64"], [2, 3, 2]
-    jobs = [Job("a fox", k, steps[k % 3], sizes[k % 3]) for k in range(9)]
-    ours = made(Scheduler(pipeline, COSTS, 2**20), jobs)
-    whole = made(WholeRequests(pipeline, COSTS, 2**20), jobs)
-    for one, other in zip(ours, whole, strict=True):
-        np.testing.assert_array_equal(one.image, other.image)
-
-
-class Slow(Pipeline):
-    """Held until all jobs wait."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.__dict__ |= pipeline.__dict__
-        self.held: Future = Future()
-
-    def encode(self, prompts):
-        self.held.result(60)
-        return super().encode(prompts)
-
-
-def test_whole_requests_wait_for_their_turn_and_batch_with_their_like(pipeline) -> None:
-    slow = Slow(pipeline)
-    engine = WholeRequests(slow, COSTS, 2**20)
-    batches: list[tuple[int, int]] = []
-    for seed, steps in enumerate([1, 8, 2, 8, 2, 2, 2, 2, 2]):
-        job = Job("a fox", seed, steps, "64x64")
-        engine.submit(
-            "", job, lambda picture, s=steps: batches.append((s, picture.report["batches"][0]))
-        )
-    slow.held.set_result(None)
-    engine.close()
-    assert batches == [(1, 1), *[(8, 2)] * 2, *[(2, 4)] * 4, *[(2, 2)] * 2]
-
-
-def test_a_broken_model_answers_the_whole_batch(pipeline) -> None:
-    engine = WholeRequests(pipeline, COSTS, 2**20)
-    answers = made(engine, [Job("a fox", 0, 99, "64x64")])
-    assert isinstance(answers[0], EngineError)
 
 
 def test_costs_are_what_was_described() -> None:
