@@ -8,7 +8,6 @@ WORKDIR /work
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY pyproject.toml README.md LICENSE constraints.txt ./
-COPY deploy/*.txt deploy/
 COPY cdm_serve cdm_serve
 COPY distill distill
 COPY export export
@@ -16,10 +15,10 @@ COPY benchmarks benchmarks
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM build AS build-gateway
-RUN pip install -c constraints.txt -r deploy/gateway.txt && pip install --no-deps /wheels/*.whl
+RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[telemetry]"
 
 FROM build AS build-cpu
-RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[telemetry]"
+RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[cpu,telemetry]"
 
 FROM build AS build-export
 RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[export]"
@@ -47,10 +46,9 @@ CMD ["cdm-export", "--help"]
 
 # NVIDIA's image has a Python of its own, which its python backend uses.
 FROM ${TRITON_IMAGE} AS triton
-COPY deploy/triton.txt /tmp/triton.txt
-COPY --from=build /wheels /tmp/wheels
-RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r /tmp/triton.txt \
-    && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --no-deps /tmp/wheels/*.whl \
-    && rm -rf /tmp/triton.txt /tmp/wheels
+COPY --from=build /work/constraints.txt /wheels /tmp/wheels/
+RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir \
+        -c /tmp/wheels/constraints.txt "$(ls /tmp/wheels/*.whl)[cuda]" \
+    && rm -rf /tmp/wheels
 USER 1000:1000
 EXPOSE 8000 8001

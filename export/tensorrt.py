@@ -69,7 +69,7 @@ def check_available() -> Gpu:
         )
     if importlib.util.find_spec("tensorrt") is None:
         raise ExportError(
-            "tensorrt is not installed; get it with: pip install 'cdm-serve[tensorrt]' "
+            "tensorrt is not installed; get it with: pip install 'cdm-serve[export,tensorrt]' "
             "--extra-index-url https://pypi.nvidia.com, or use the container "
             "nvcr.io/nvidia/tensorrt"
         )

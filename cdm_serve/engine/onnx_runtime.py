@@ -36,7 +36,7 @@ class OnnxRuntime:
         if PROVIDERS[device] not in self._onnxruntime.get_available_providers():
             raise StartError(
                 f"this onnxruntime has no {PROVIDERS[device]}: "
-                "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+                "pip uninstall onnxruntime, then pip install 'cdm-serve[cuda]'"
             )
         self._arrays = np if device == "cpu" else cupy_on_gpu()
 

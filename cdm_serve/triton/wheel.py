@@ -65,7 +65,7 @@ def find_wheel() -> TritonWheel:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise StartError(
-            "the bundled Triton is not installed: run `pip install nvidia-pytriton`, or name a "
+            "the bundled Triton is not installed: run `pip install 'cdm-serve[cpu]'`, or name a "
             "running server with --triton HOST:PORT"
         )
     root = Path(spec.origin).parent

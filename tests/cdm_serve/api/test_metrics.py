@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-DASHBOARD = Path(__file__).parents[3] / "monitoring" / "grafana-dashboard.json"
+DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "dashboard.json"
 
 
 def families(server):

@@ -76,7 +76,7 @@ def test_a_runtime_that_is_not_fit_is_refused(fit, name, precision):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("onnxruntime", "this onnxruntime has no CUDAExecutionProvider: .*onnxruntime-gpu"),
+        ("onnxruntime", r"this onnxruntime has no CUDAExecutionProvider: .*cdm-serve\[cuda"),
         ("tensorrt", "the package tensorrt is missing: pip install tensorrt"),
     ],
 )

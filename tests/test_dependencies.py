@@ -1,0 +1,97 @@
+"""What pyproject.toml declares is what is imported, and constraints.txt pins all of it."""
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = {"cdm_serve", "distill", "export", "benchmarks"}
+# In no environment of the tests.
+NOT_HERE = {
+    "cupy": "cupy-cuda13x",
+    "datasets": "datasets",
+    "litserve": "litserve",
+    "tensorrt": "tensorrt",
+}
+NO_PACKAGE = {"triton_python_backend_utils"}  # Triton's own, inside its process
+# The extras that a folder's files may need; the longest folder that holds a file counts.
+EXTRAS = {
+    "cdm_serve": {"telemetry"},
+    "cdm_serve/engine": {"cpu", "cuda", "tensorrt"},
+    "cdm_serve/ray": {"ray"},
+    "distill": {"distill", "datasets"},
+    "export": {"export", "int8", "tensorrt"},
+    "benchmarks": {"bench", "cuda", "export", "peers", "tensorrt"},
+    "tests": {"dev"},
+}
+
+
+@cache
+def declared(extra: str) -> frozenset[str]:
+    """The distributions of an extra, with those of the extras it names; "" is the base."""
+    lines = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
+    names: set[str] = set()
+    for requirement in map(Requirement, lines):
+        if requirement.name == PROJECT["name"]:
+            names.update(*map(declared, requirement.extras))
+        else:
+            names.add(canonicalize_name(requirement.name))
+    return frozenset(names)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top names of the modules of others that a file imports, also by ``import_module``."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            # "google" is shared by many: the module below it says whose.
+            names.append(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            names += [each.value for each in node.args if isinstance(each, ast.Constant)]
+    tops = {".".join(name.split(".")[: 2 if name.startswith("google.") else 1]) for name in names}
+    own = {each.stem for each in (ROOT / "tests").glob("*.py")} if "tests" in path.parts else set()
+    yield from tops - OURS - NO_PACKAGE - own - sys.stdlib_module_names
+
+
+@cache
+def distribution_of(module: str) -> str:
+    if module == "google.protobuf":
+        return "protobuf"
+    found = packages_distributions().get(module) or [NOT_HERE[module]]
+    return canonicalize_name(found[0])
+
+
+@pytest.mark.parametrize("folder", EXTRAS)
+def test_every_import_is_declared(folder: str) -> None:
+    allowed = declared("").union(*map(declared, EXTRAS[folder]))
+    inside = {other for other in EXTRAS if other.startswith(f"{folder}/")}
+    missing = {
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in (ROOT / folder).rglob("*.py")
+        if not any(path.is_relative_to(ROOT / other) for other in inside)
+        for module in imported(path)
+        if distribution_of(module) not in allowed
+    }
+    assert not missing
+
+
+def test_every_requirement_is_pinned_in_order() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    names = [canonicalize_name(pin.name) for pin in pins]
+    assert names == sorted(names) and len(set(names)) == len(names)
+    assert all(str(pin.specifier).startswith("==") for pin in pins)
+    assert "+" not in "".join(lines) and "://" not in "".join(lines)
+    extras = PROJECT["optional-dependencies"]
+    assert set().union(declared(""), *map(declared, extras)) - {"datasets"} <= set(names)
