@@ -32,6 +32,10 @@ card = {"format": 1, "name": "tiny", "architecture": "sd3", "steps": 4,
 """
 ROOT = Path(__file__).parents[1]
 
+# Networks as small as these are slower on several threads; also in the processes that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def threads_as_before() -> Iterator[None]:
