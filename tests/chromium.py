@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 BINARY = shutil.which("chromium") or shutil.which("google-chrome")
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}
 
 
 class Page:
@@ -47,12 +48,19 @@ class Page:
         self._ids = itertools.count(1)
         self._session: str | None = None
         self.complaints: list[str] = []
+        self.downloads = folder / "downloads"
+        self._call(
+            "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads)
+        )
+        permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+        self._call("Browser.grantPermissions", permissions=permissions)
         targets = self._call("Target.getTargets")["targetInfos"]
         (target,) = [each for each in targets if each["type"] == "page"]
         attached = self._call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Runtime", "Log", "Page"):
             self._call(f"{domain}.enable")
+        self._call("Emulation.setFocusEmulationEnabled", enabled=True)
         self._call("Page.navigate", url=url)
         self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
 
@@ -71,6 +79,75 @@ class Page:
             assert time.monotonic() < deadline, f"{expression} never came true"
             time.sleep(0.02)
         return value
+
+    def click(self, selector: str) -> None:
+        """Click with the mouse, as a person does: only then a page may do some things."""
+        x, y = self.run(
+            f"""(() => {{
+              const element = document.querySelector({json.dumps(selector)});
+              element.scrollIntoView({{ block: "center" }});
+              const box = element.getBoundingClientRect();
+              return [box.left + box.width / 2, box.top + box.height / 2];
+            }})()"""
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def controls(self) -> list[tuple[str, str]]:
+        """Role and accessible name of everything that can have the focus."""
+        nodes = self._call("Accessibility.getFullAXTree")["nodes"]
+        return [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in nodes
+            if node.get("role", {}).get("value") != "RootWebArea"
+            and any(each["name"] == "focusable" for each in node.get("properties", []))
+        ]
+
+    def look(self, width: int, height: int, *, scheme: str = "light", touch: bool = False) -> None:
+        """Show the page at this size and in this colour scheme, on a touch screen or not."""
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=touch,
+        )
+        self._call("Emulation.setTouchEmulationEnabled", enabled=touch)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._call("Emulation.setEmulatedMedia", features=features)
+
+    def press(self, key: str, *, control: bool = False) -> None:
+        """Press and release a key by its DOM name."""
+        text = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self._call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=KEYS[key],
+                modifiers=2 * control,
+                **text,
+            )
+
+    def choose(self, selector: str, file: Path) -> None:
+        """Choose a file in an input of that type."""
+        root = self._call("DOM.getDocument")["root"]["nodeId"]
+        node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self._call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def downloaded(self, name: str, seconds: float = 60.0) -> bytes:
+        """A downloaded file, once it is there."""
+        deadline = time.monotonic() + seconds
+        while not (self.downloads / name).exists():
+            assert time.monotonic() < deadline, f"{name} never came"
+            time.sleep(0.02)
+        return (self.downloads / name).read_bytes()
+
+    def reload(self) -> None:
+        """Load the page again."""
+        self.run("window.old = true")
+        self._call("Page.reload")
+        self.wait("window.old === undefined && document.readyState === 'complete'")
 
     def screenshot(self, file: Path) -> None:
         """The visible part, as PNG."""

@@ -34,8 +34,9 @@ def test_what_the_commands_read_is_in_it(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0].partition("-")[0] for name in wheel.namelist()}
     assert tops == {"cdm_serve", "distill", "export", "benchmarks"}
     # Every file of these kinds that git has, and each as it is here.
-    here = [ROOT / "cdm_serve/playground.html", ROOT / "distill/emoji/sprites.png"]
-    for pattern in ("distill/recipes/*", "distill/accelerate/*", "export/triton/*.p*", "*/*/*.py"):
+    here = [ROOT / "distill/emoji/sprites.png"]
+    patterns = ["cdm_serve/playground/*", "distill/recipes/*", "distill/accelerate/*"]
+    for pattern in [*patterns, "export/triton/*.p*", "*/*/*.py"]:
         here += [path for path in ROOT.glob(pattern) if path.parts[len(ROOT.parts)] in tops]
     assert len(here) > 50
     for path in here:

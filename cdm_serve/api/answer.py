@@ -21,6 +21,9 @@ class Receipt(BaseModel):
     fingerprint: str = Field(description="of the exported model, a SHA-256")
     batches: list[int] = Field(description="how many pictures shared each step")
     milliseconds: dict[str, float] = Field(description="by stage; text, steps, decode and others")
+    spans: list[tuple[str, float, float]] = Field(
+        description="stage, milliseconds after arrival, milliseconds; stages overlap"
+    )
 
 
 class ImageItem(BaseModel):

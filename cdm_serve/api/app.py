@@ -2,11 +2,9 @@
 
 import time
 from concurrent.futures import Executor
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
 from starlette.types import ASGIApp
 
 import cdm_serve
@@ -20,6 +18,7 @@ from cdm_serve.api.keys import Keys
 from cdm_serve.api.limits import Limits
 from cdm_serve.api.metrics import State, metrics_router
 from cdm_serve.api.models import models_router
+from cdm_serve.api.playground import playground_router
 from cdm_serve.api.studio import Studio
 from cdm_serve.api.watch import Watch
 from cdm_serve.backend import Backend
@@ -48,12 +47,7 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
     app.include_router(models_router(backend, created=int(time.time())))
     app.include_router(health_router(backend))
     app.include_router(metrics_router(watch, backend, State(backend, admission, store)))
-    page = files("cdm_serve").joinpath("playground.html").read_text(encoding="utf-8")
-
-    @app.get("/", include_in_schema=False)
-    async def playground() -> HTMLResponse:
-        return HTMLResponse(page)
-
+    app.include_router(playground_router())
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return Edge(app, keys, watch, settings.body_limit)
 

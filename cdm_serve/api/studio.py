@@ -96,6 +96,9 @@ class Studio:
         file = await self._encode(plan, picture.image, facts(plan, seed))
         encode = round(1e3 * (time.time() - begin), 3)
         self._watch.picture(plan, picture.report, begin, encode)
+        spans = picture.report["spans"]
+        # Not before the engine was done, also where its clock is ahead of this one.
+        after = max([1e3 * (begin - picture.report["arrived"]), *(at + ms for _, at, ms in spans)])
         receipt = {
             "seed": seed,
             "steps": plan.steps,
@@ -104,6 +107,7 @@ class Studio:
             "fingerprint": plan.model.fingerprint,
             "batches": picture.report["batches"],
             "milliseconds": picture.report["milliseconds"] | {"encode": encode},
+            "spans": [*spans, ("encode", round(after, 3), encode)],
         }
         return Made(file, number, receipt, picture.report["tokens"])
 

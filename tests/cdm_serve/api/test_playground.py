@@ -1,26 +1,43 @@
-"""The page as a browser shows it."""
+"""The page as a browser shows it, and the files it is made of."""
 
 import ast
 import json
 import re
 import shlex
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import chromium
+import httpx
 import pytest
+from PIL import Image
 
 SECRET = "0123456789abcdef"
+FILES = ("/", "/playground.css", "/playground.js")
+IDLE = "document.querySelector('#make').getAttribute('aria-disabled') === null"
+LOADED = "document.querySelector('#steps').options.length === 16"
 
 
-def test_the_page_needs_nothing_from_elsewhere(server):
-    response = server.http.get("/")
+@pytest.mark.parametrize("path", FILES)
+def test_its_files(server, path):
+    response = server.http.get(path)
     assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/html")
-    page = response.text
-    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
-    assert not re.search(r"@import|url\(\s*['\"]?https?:", page)
-    for route in re.findall(r"""["'](/[a-z0-9/]+)["']""", page):
-        assert server.http.get(route).status_code in (200, 405), route
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert server.http.head(path).headers["content-length"] == str(len(response.content))
+    # Asked for each time, sent only when it is another.
+    assert response.headers["cache-control"] == "no-cache"
+    again = server.http.get(path, headers={"if-none-match": response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_they_name_nothing_elsewhere_and_no_absolute_path(server):
+    for path in FILES:
+        text = server.http.get(path).text
+        text = text.replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+        assert not re.search(r"https?://|@import|import\(", text)
+        assert not re.search(r"""(src=|href=|url\(|fetch\(|address\()\s*["'`]?/""", text)
 
 
 @pytest.fixture
@@ -30,7 +47,7 @@ def browse(tmp_path):
     pages = []
 
     def browse(url):
-        pages.append(chromium.Page(url, tmp_path))
+        pages.append(chromium.Page(url, tmp_path / f"browser-{len(pages)}"))
         return pages[-1]
 
     yield browse
@@ -38,9 +55,39 @@ def browse(tmp_path):
         page.close()
 
 
-def test_pictures_come_with_previews_timings_and_history(browse, server, tmp_path):
+def fill(page, **values):
+    page.run(
+        f"""for (const [id, value] of Object.entries({json.dumps(values)}))
+              document.getElementById(id).value = value;
+            document.querySelector("#seed").dispatchEvent(new Event("input"));
+            document.querySelector("#format").dispatchEvent(new Event("change"));"""
+    )
+
+
+def submit(page):
+    page.run("document.querySelector('#form').requestSubmit()")
+    page.wait(IDLE)
+
+
+def press(page, name):
+    """The button of that name, at the picture that is described."""
+    page.run(
+        f"""[...document.querySelectorAll("#details .action")]
+              .find(({{ textContent }}) => textContent === {json.dumps(name)}).click()"""
+    )
+
+
+def text(page, id):
+    return page.run(f"document.getElementById({json.dumps(id)}).textContent")
+
+
+def value(page, id):
+    return page.run(f"document.getElementById({json.dumps(id)}).value")
+
+
+def test_pictures_come_with_previews_and_a_waterfall(browse, server):
     page = browse(server.url)
-    page.wait("document.querySelector('#steps').options.length === 16")
+    page.wait(LOADED)
     page.run(
         """(() => {
           window.previews = 0;
@@ -50,75 +97,301 @@ def test_pictures_come_with_previews_timings_and_history(browse, server, tmp_pat
           }).observe(document.querySelector("#frame"), {
             subtree: true, attributeFilter: ["class"],
           });
-          const set = (id, value) => { document.getElementById(id).value = value; };
-          set("prompt", "a fox's den"); set("steps", "8"); set("count", "4"); set("seed", "7");
-          document.querySelector("#form").requestSubmit();
         })()"""
     )
-    page.wait("document.querySelectorAll('#history img').length === 4")
+    fill(page, prompt="a fox's den", steps="8", count="4", seed="7")
+    submit(page)
     assert page.run("window.previews") >= 4
-    assert page.run("document.querySelectorAll('#frame img:not(.partial)').length") == 4
-    caption = page.wait("document.querySelector('#caption').textContent")
-    assert re.search(r"64x64 · 8 steps · seed (7|8|9|10) · 4 images · \d+ ms", caption)
-    legend = page.run("document.querySelector('#legend').textContent")
-    assert re.search(r"queue [\d.]+text [\d.]+steps [\d.]+", legend)
-    page.wait("[...document.images].every(image => image.complete && image.naturalWidth === 64)")
-    page.screenshot(tmp_path / "page.png")
-    page.run("document.querySelector('#history button:last-child').click()")
-    assert page.run("document.querySelectorAll('#frame img').length") == 1
+    assert page.run("document.querySelectorAll('#frame img[src]:not(.partial)').length") == 4
+    assert page.run("document.querySelectorAll('#kept img').length") == 4
+    facts = page.run("document.querySelector('#facts').textContent")
+    assert re.match(r"64x64 · 8 steps · seed 7 · tiny · PNG, [\d.]+ kB", facts)
+    caption = page.run("document.querySelector('#times caption').textContent")
+    whole = re.fullmatch(r"([\d.]+) ms in the server, ([\d.]+) ms as seen from here", caption)
+    assert float(whole[1]) <= float(whole[2])
+    rows = page.run("[...document.querySelectorAll('#times tr')].map(row => row.innerText)")
+    assert [row.split()[0] for row in rows] == [
+        "queue", "text", "steps", "previews", "decode", "file"
+    ]  # fmt: skip
+    assert all(row.endswith(" ms") for row in rows)
+    # A bar a step, each where it was: one after the other.
+    bars = page.run(
+        "[...document.querySelectorAll('.track .steps')].map(bar => parseFloat(bar.style.left))"
+    )
+    assert len(bars) == 8
+    assert bars == sorted(bars)
+    page.wait("[...document.images].every(({ complete }) => complete)")
     assert page.complaints == []
 
 
-def test_what_is_copied_makes_the_picture(browse, server, tmp_path):
+def test_a_random_seed_is_filled_in_and_copies_make_what_is_shown(browse, server, tmp_path):
     page = browse(server.url)
-    page.wait("document.querySelector('#steps').options.length === 16")
-    page.run(
-        """(() => {
-          document.querySelector("#prompt").value = "a fox's \\"den\\" $HOME\\nat night";
-          document.querySelector("#seed").value = "7";
-        })()"""
-    )
+    page.wait(LOADED)
     prompt = 'a fox\'s "den" $HOME\nat night'
-    wanted = server.picture(prompt, 7, 4)
-    command = shlex.split(page.run("asCurl()").replace("\\\n", " "))
+    page.run(f"document.querySelector('#prompt').value = {json.dumps(prompt)}")
+    submit(page)
+    seed = int(value(page, "seed"))
+    submit(page)
+    again = int(value(page, "seed"))
+    assert seed != again
+    wanted = server.picture(prompt, again, 4)
+    press(page, "Copy as curl")
+    command = shlex.split(page.wait("navigator.clipboard.readText()").replace("\\\n", " "))
     assert command[0] == "curl"
     subprocess.run([*command, "--silent", "--fail"], check=True, cwd=tmp_path)
     assert (tmp_path / "picture.png").read_bytes() == wanted
-    code = page.run("asPython()")
+    press(page, "Copy as Python")
+    code = page.wait("navigator.clipboard.readText().then(text => text.includes('openai') && text)")
     ast.parse(code)
-    exec(compile(code.replace("picture-", f"{tmp_path}/made-"), "copied", "exec"), {})
-    assert (tmp_path / "made-0.png").read_bytes() == wanted
+    exec(compile(code.replace("picture.png", f"{tmp_path}/made.png"), "copied", "exec"), {})
+    assert (tmp_path / "made.png").read_bytes() == wanted
 
 
-def test_stop_and_errors(browse, server):
+def test_what_is_downloaded_is_the_file_and_brings_its_settings_back(browse, server):
     page = browse(server.url)
-    page.wait("document.querySelector('#steps').options.length === 16")
-    page.run(
-        """(() => {
-          const set = (id, value) => { document.getElementById(id).value = value; };
-          set("steps", "16"); set("count", "10"); set("size", "96x64");
-          document.querySelector("#form").requestSubmit();
-          document.querySelector("#stop").click();
-        })()"""
+    page.wait(LOADED)
+    for kind, suffix in (("png", "png"), ("jpeg", "jpg"), ("webp", "webp")):
+        fill(page, prompt="a fox", steps="3", size="96x64", seed="11", format=kind)
+        submit(page)
+        press(page, "Download")
+        name = f"a-fox-11.{suffix}"
+        file = page.downloaded(name)
+        answer = server.http.post(
+            "/v1/images/generations",
+            json={"prompt": "a fox", "seed": 11, "num_inference_steps": 3, "size": "96x64"}
+            | ({} if kind == "png" else {"output_compression": 90}),
+            headers={"accept": f"image/{kind}"},
+        )
+        assert file == answer.content
+        fill(page, prompt="", steps="16", size="64x64", seed="1", format="png")
+        page.choose("#file", page.downloads / name)
+        page.wait("document.querySelector('#note').textContent.includes('are back')")
+        wanted = ["3", "96x64", "11", kind, "1"]
+        assert [value(page, id) for id in ("steps", "size", "seed", "format", "count")] == wanted
+        assert page.run("document.querySelector('#random').checked") is False
+        assert "but the prompt is not in the file" in text(page, "note")
+
+
+def test_a_file_of_another_kind_is_refused_by_name(browse, server, tmp_path):
+    page = browse(server.url)
+    page.wait(LOADED)
+    for name in ("holiday.png", "holiday.jpg", "holiday.webp"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        page.choose("#file", tmp_path / name)
+        page.wait(f"document.querySelector('#note').textContent.startsWith('{name} holds no')")
+    (tmp_path / "cut.png").write_bytes(server.picture("a fox", 7, 1)[:40])
+    page.choose("#file", tmp_path / "cut.png")
+    page.wait("document.querySelector('#note').textContent.startsWith('cut.png holds no')")
+    assert page.complaints == []
+
+
+def test_pictures_are_kept_over_a_reload_until_they_are_deleted(browse, server):
+    page = browse(server.url)
+    page.wait(LOADED)
+    fill(page, prompt="an owl", count="3", seed="21", steps="2")
+    submit(page)
+    fill(page, prompt="not made", steps="9")
+    page.reload()
+    page.wait("document.querySelectorAll('#kept img').length === 3")
+    page.wait("document.querySelector('#prompt').value === 'an owl'")
+    assert value(page, "steps") == "2"
+    assert page.run("document.querySelectorAll('#frame .tile').length") == 1
+    page.wait(
+        "[...document.images].every(({ complete, naturalWidth, src }) => !src || naturalWidth)"
     )
-    page.wait("document.querySelector('#caption').textContent === 'stopped'")
-    page.run("document.querySelector('#prompt').value = '\\0'; make()")
-    assert "U+0000" in page.wait("document.querySelector('#error').textContent")
+    press(page, "Delete")
+    page.wait("document.querySelectorAll('#kept img').length === 2")
+    page.reload()
+    page.wait("document.querySelectorAll('#kept img').length === 2")
+    page.run("window.confirm = () => true; document.querySelector('#clear').click()")
+    page.wait("document.querySelector('#gallery').hidden")
+    page.reload()
+    page.wait(LOADED)
+    assert page.run("document.querySelector('#gallery').hidden && !document.querySelector('.tile')")
 
 
-def test_a_key_is_asked_for(browse, start, server, monkeypatch):
+def test_a_picture_is_looked_at_with_the_keyboard_alone(browse, server):
+    page = browse(server.url)
+    page.wait(LOADED)
+    page.run("document.querySelector('#prompt').focus()")
+    fill(page, prompt="a fox", count="3", seed="31")
+    page.press("Enter", control=True)
+    page.wait("document.querySelectorAll('.tile:enabled').length === 3")
+    page.wait(IDLE)
+    page.run("document.querySelector('.tile').focus()")
+    page.press("Enter")
+    page.wait("document.querySelector('#lightbox').open")
+    shows = "document.querySelector('#lightbox-facts').textContent.match(/seed \\d+/)[0]"
+    assert page.run(shows) == "seed 31"
+    for key, seed in (
+        ("ArrowRight", 32),
+        ("ArrowRight", 33),
+        ("ArrowRight", 33),
+        ("ArrowLeft", 32),
+    ):
+        page.press(key)
+        assert page.run(shows) == f"seed {seed}"
+    page.press("Escape")
+    page.wait("!document.querySelector('#lightbox').open")
+    # The focus is where it was, and the picture that was looked at last is the one described.
+    assert page.run("document.activeElement === document.querySelector('.tile')")
+    assert "seed 32" in page.run("document.querySelector('#facts').textContent")
+    press(page, "Use settings")
+    assert value(page, "seed") == "32"
+    assert value(page, "count") == "1"
+    submit(page)
+    assert value(page, "seed") == "32"
+
+
+@pytest.fixture
+def prefixed(server):
+    """The address of the server behind a proxy that gives it only what is below ``/studio``."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = self.path.removeprefix("/studio")
+            if path == self.path:
+                self.send_error(404)
+                return
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = {"content-type": self.headers.get("content-type", "text/plain")}
+            with httpx.stream(
+                self.command, server.url + path, content=body, headers=headers
+            ) as answer:
+                self.send_response(answer.status_code)
+                self.send_header("content-type", answer.headers["content-type"])
+                self.end_headers()
+                for part in answer.iter_raw():
+                    self.wfile.write(part)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever).start()
+        yield f"http://127.0.0.1:{proxy.server_address[1]}/studio/"
+        proxy.shutdown()
+
+
+def test_it_works_below_a_path_prefix(browse, prefixed):
+    page = browse(prefixed)
+    page.wait(LOADED)
+    submit(page)
+    assert page.run("document.querySelectorAll('#kept img').length") == 1
+    press(page, "Copy as curl")
+    assert f"{prefixed}v1/images/generations" in page.wait("navigator.clipboard.readText()")
+    assert page.complaints == []
+
+
+def test_stop_escape_and_errors(browse, server):
+    page = browse(server.url)
+    page.wait(LOADED)
+    for leave in ("document.querySelector('#stop').click()", None):
+        fill(page, steps="16", count="10", size="96x64", seed="1")
+        page.run("document.querySelector('#form').requestSubmit()")
+        assert page.run("document.querySelector('#stop').hidden") is False
+        if leave is None:
+            page.press("Escape")
+        else:
+            page.run(leave)
+        page.wait("document.querySelector('#status').textContent === 'stopped'")
+        page.wait(IDLE)
+        assert page.run("document.querySelector('#stop').hidden")
+        assert page.run("document.querySelectorAll('.tile.waiting').length") == 0
+    page.run("document.querySelector('#prompt').value = '\\0'")
+    submit(page)
+    assert "U+0000" in text(page, "error")
+
+
+def test_it_comes_back_by_itself_when_the_server_has_room(browse, start, server):
+    gateway = start("--triton", server.triton_address(), "--requests-per-minute", "20")
+    gateway.wait_ready()
+    page = browse(gateway.url)
+    page.wait(LOADED)
+    while gateway.generate(prompt="a fox", num_inference_steps=1).status_code == 200:
+        pass
+    page.run("document.querySelector('#form').requestSubmit()")
+    page.wait("document.querySelector('#status').textContent.endsWith('Trying again in')")
+    assert "more than 20 requests a minute" in text(page, "status")
+    page.wait("/^[0-3]\\.\\d s$/.test(document.querySelector('#timer').textContent)")
+    page.wait("document.querySelectorAll('#kept img').length === 1")
+    assert text(page, "error") == ""
+    # And Stop ends the waiting.
+    page.wait(IDLE)
+    while gateway.generate(prompt="a fox", num_inference_steps=1).status_code == 200:
+        pass
+    page.run("document.querySelector('#form').requestSubmit()")
+    page.wait("document.querySelector('#status').textContent.endsWith('Trying again in')")
+    page.run("document.querySelector('#stop').click()")
+    page.wait("document.querySelector('#status').textContent === 'stopped'")
+    assert gateway.interrupt() == 0
+
+
+def test_a_key_is_asked_for_and_kept_as_long_as_is_wanted(browse, start, server, monkeypatch):
     monkeypatch.setenv("CDM_SERVE_API_KEYS", SECRET)
     gateway = start("--triton", server.triton_address())
     gateway.wait_ready()
     page = browse(gateway.url)
-    page.wait("!document.querySelector('#ask-key').hidden")
-    page.run(
-        f"""(() => {{
-          document.querySelector("#key").value = {json.dumps(SECRET)};
-          document.querySelector("#key").onchange();
-        }})()"""
-    )
-    page.wait("document.querySelector('#steps').options.length === 16")
-    page.run("document.querySelector('#form').requestSubmit()")
-    page.wait("document.querySelectorAll('#history img').length === 1")
+    page.wait("!document.querySelector('#access').hidden")
+    kept = "[sessionStorage, localStorage].map(storage => storage.length)"
+    enter = "document.querySelector('#access').requestSubmit()"
+    page.run("document.querySelector('#key').value = 'wrong'")
+    page.run(enter)
+    page.wait("document.querySelector('#about').textContent.includes('missing or wrong')")
+    page.run(f"document.querySelector('#key').value = {SECRET!r}")
+    page.run(enter)
+    page.wait(LOADED)
+    assert page.run(kept) == [1, 0]
+    page.reload()
+    page.wait(LOADED)
+    submit(page)
+    assert page.run("document.querySelectorAll('#kept img').length") == 1
+    press(page, "Copy as curl")
+    assert "Bearer $CDM_API_KEY" in page.wait("navigator.clipboard.readText()")
+    page.run("document.querySelector('#remember').checked = true")
+    page.run(enter)
+    page.wait(f"({kept})[1] === 1")
+    page.run("document.querySelector('#remember').checked = false")
+    page.run(enter)
+    page.wait(f"({kept})[1] === 0")
     assert gateway.interrupt() == 0
+
+
+def test_every_control_has_a_name(browse, server):
+    """As a screen reader would read it: the browser's own accessibility tree."""
+    page = browse(server.url)
+    page.wait(LOADED)
+    fill(page, count="2", format="jpeg")
+    submit(page)
+    page.run("document.querySelector('.tile').click()")
+    for closed in (False, True):
+        if closed:
+            page.press("Escape")
+        controls = page.controls()
+        assert len(controls) > 5
+        assert all(name for _, name in controls), controls
+
+
+@pytest.mark.parametrize(("width", "touch"), [(390, True), (820, True), (1440, False)])
+def test_it_fits_every_screen(browse, server, width, touch):
+    page = browse(server.url)
+    page.look(width, 800, touch=touch)
+    page.wait(LOADED)
+    fill(page, prompt="a fox " * 40, count="9", steps="1")
+    submit(page)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    # What was asked for is in sight when it comes, also below a tall form.
+    top = page.run("document.querySelector('#frame').getBoundingClientRect().top")
+    assert 0 <= top < 700
+    for scheme in ("light", "dark"):
+        page.look(width, 800, scheme=scheme, touch=touch)
+        colour = page.run("getComputedStyle(document.body).backgroundColor")
+        assert (max(map(int, re.findall(r"\d+", colour))) < 128) == (scheme == "dark")
+    page.click(".tile")
+    box = "document.querySelector('%s').getBoundingClientRect()"
+    assert page.run(f"{box % '#large'}.height") > 200
+    assert page.run(f"{box % '.bar'}.bottom") <= 800
+    page.click("#large")
+    assert page.run("document.querySelector('#stage').scrollWidth") > width

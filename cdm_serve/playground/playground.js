@@ -1,0 +1,749 @@
+// The playground: asks this server for pictures and keeps them in this browser.
+// Every address is relative to the page, so that it works below a path prefix too.
+
+const EXAMPLES = [
+  "a fox in the snow", "an octopus at sea", "a rocket at the top at night", "a cactus in the desert",
+  "a panda on the right on a teal background", "a tree left of a tent in a grassy field",
+];
+const PARTIALS = 3;
+const KEPT = 60;
+const MAX_IMAGES = 10;
+// Pixels up to which a picture is enlarged without smoothing.
+const SMALL = 256;
+const STAGES = {
+  queue: "queue", text: "text", steps: "steps", partials: "previews", decode: "decode", encode: "file",
+};
+const NAME = `cdm-serve ${location.pathname}`;
+
+const $ = id => document.getElementById(id);
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+const button = (text, onclick, className = "action") =>
+  element("button", { type: "button", className, textContent: text, onclick });
+
+const address = path => new URL(path, document.baseURI).href;
+const milliseconds = value => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+const note = text => { $("note").textContent = text; };
+
+// ---- The key and the models
+
+// Browsers can be told to refuse a page its storage; reading the property throws then.
+function storage(name) {
+  try { return window[name]; } catch { return null; }
+}
+
+const authorization = () => ($("key").value ? { authorization: `Bearer ${$("key").value}` } : {});
+
+function recallKey() {
+  const remembered = storage("localStorage")?.getItem(NAME);
+  $("key").value = storage("sessionStorage")?.getItem(NAME) ?? remembered ?? "";
+  $("remember").checked = Boolean(remembered);
+  $("access").hidden = !$("key").value;
+}
+
+function keepKey() {
+  storage("sessionStorage")?.setItem(NAME, $("key").value);
+  if ($("remember").checked) storage("localStorage")?.setItem(NAME, $("key").value);
+  else storage("localStorage")?.removeItem(NAME);
+}
+
+async function complaint(response) {
+  if (response.status === 401 && $("access").hidden) {
+    $("access").hidden = false;
+    $("key").focus();
+  }
+  try {
+    return (await response.json()).error.message;
+  } catch {
+    return `the server answered ${response.status}`;
+  }
+}
+
+let models = [];
+let asking = null;
+
+async function loadModels() {
+  clearTimeout(asking);
+  let wait = "the model is being loaded…";
+  let first = false;
+  try {
+    const response = await fetch(address("v1/models"), { headers: authorization() });
+    if (response.status === 401) {
+      $("about").textContent = await complaint(response);
+      return false;
+    }
+    first = !models.length;
+    models = response.ok ? (await response.json()).data : [];
+  } catch {
+    wait = "the server cannot be reached";
+  }
+  if (!models.length) {
+    $("about").textContent = wait;
+    asking = setTimeout(loadModels, 1000);
+    return false;
+  }
+  options($("model"), models.map(({ id }) => id), $("model").value);
+  $("ask-model").hidden = models.length === 1;
+  offer();
+  if (first && kept.length) adopt({ ...kept[0].request, prompt: undefined });
+  return true;
+}
+
+// ---- Settings
+
+function options(select, values, chosen) {
+  select.replaceChildren(...values.map(value => new Option(value, value, false, value === chosen)));
+}
+
+const numbers = count => Array.from({ length: count }, (_, index) => String(index + 1));
+
+function offer() {
+  const model = models.find(({ id }) => id === $("model").value);
+  $("about").textContent = `${model.id} · ${model.fingerprint.slice(0, 12)}`;
+  options($("steps"), numbers(model.max_steps), String(model.default_steps));
+  options($("count"), numbers(MAX_IMAGES), $("count").value || "1");
+  options($("size"), model.sizes, model.default_size);
+}
+
+function formats() {
+  $("ask-quality").hidden = $("format").value === "png";
+  $("quality").disabled = $("ask-quality").hidden;
+}
+
+function settings() {
+  const format = $("format").value;
+  return {
+    model: $("model").value,
+    prompt: $("prompt").value,
+    n: Number($("count").value),
+    size: $("size").value,
+    num_inference_steps: Number($("steps").value),
+    seed: Number($("seed").value),
+    ...(format === "png" ? {} : { output_format: format, output_compression: Number($("quality").value) }),
+  };
+}
+
+// Sets the form to make one picture again; returns what stands in the way.
+function adopt({ model, prompt, size, num_inference_steps, seed, output_format, output_compression }) {
+  const missing = [];
+  const choose = (id, value, name) => {
+    if ([...$(id).options].some(option => option.value === value)) $(id).value = value;
+    else missing.push(`${name} ${value} is not served here`);
+  };
+  choose("model", model, "the model");
+  offer();
+  choose("steps", String(num_inference_steps), "the number of steps");
+  choose("size", size, "the size");
+  if (prompt !== undefined) $("prompt").value = prompt;
+  $("seed").value = String(seed);
+  $("count").value = "1";
+  $("format").value = output_format ?? "png";
+  if (output_compression !== undefined) $("quality").value = String(output_compression);
+  formats();
+  return missing;
+}
+
+// ---- Making pictures
+
+let leave = null;
+
+async function generate() {
+  if (leave) return;
+  if (!models.length) {
+    $("error").textContent = $("about").textContent;
+    return;
+  }
+  if ($("random").checked || !$("seed").value) {
+    $("seed").value = String(crypto.getRandomValues(new Uint32Array(1))[0]);
+  }
+  const body = settings();
+  const before = shown;
+  const batch = [];
+  const tiles = expect(body.n, body.size);
+  begin();
+  try {
+    const { response, since } = await accepted(body);
+    for await (const event of events(response)) {
+      if (event.error) throw new Error(event.error.message);
+      const tile = tiles[event.image_index];
+      const blob = decoded(event);
+      if (event.type.endsWith(".partial_image")) {
+        preview(tile, blob, event.step / body.num_inference_steps);
+        say(body.n === 1 ? `step ${event.step} of ${body.num_inference_steps}` : "drawing");
+        continue;
+      }
+      const picture = {
+        blob,
+        request: { ...body, n: 1, seed: event.seed },
+        receipt: event.receipt,
+        milliseconds: performance.now() - since,
+      };
+      batch[event.image_index] = picture;
+      await keep(picture);
+      complete(tile, picture);
+      if (tile === tiles[0]) describe(picture);
+    }
+    if (batch.filter(Boolean).length < body.n) {
+      throw new Error("The connection ended before every picture had come.");
+    }
+    say(plural(body.n, "picture"));
+  } catch (error) {
+    if (error.name === "AbortError") say("stopped");
+    else {
+      say("");
+      $("error").textContent =
+        error instanceof TypeError ? "The server cannot be reached." : error.message;
+    }
+  } finally {
+    end();
+    const made = batch.filter(Boolean);
+    show(made.length ? made : before);
+  }
+}
+
+// The answer once the server takes the request in; while it is too busy, or loads its model, it
+// says when to come back.
+async function accepted(body) {
+  for (;;) {
+    say("waiting for the server");
+    const since = performance.now();
+    clock = () => performance.now() - since;
+    const response = await fetch(address("v1/images/generations"), {
+      method: "POST",
+      headers: { "content-type": "application/json", ...authorization() },
+      body: JSON.stringify({ ...body, stream: true, partial_images: PARTIALS }),
+      signal: leave.signal,
+    });
+    if (response.ok) return { response, since };
+    const message = await complaint(response);
+    const after = response.headers.get("retry-after-ms") ?? 1e3 * response.headers.get("retry-after");
+    if (![429, 503].includes(response.status) || !after) throw new Error(message);
+    say(`${message.replace(/[:;] try again.*$/, "")}. Trying again in`);
+    await pause(Number(after));
+  }
+}
+
+async function pause(duration) {
+  const until = performance.now() + duration;
+  clock = () => Math.max(0, until - performance.now());
+  await new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, duration);
+    leave.signal.addEventListener("abort", () => { clearTimeout(timer); reject(leave.signal.reason); });
+  });
+}
+
+async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    text += value;
+    const blocks = text.split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const data = block.split("\n").find(line => line.startsWith("data: "));
+      if (data) yield JSON.parse(data.slice(6));
+    }
+  }
+}
+
+function decoded({ b64_json, output_format }) {
+  const bytes = Uint8Array.from(atob(b64_json), character => character.charCodeAt(0));
+  return new Blob([bytes], { type: `image/${output_format}` });
+}
+
+let clock = () => 0;
+let ticking = null;
+
+const say = text => { $("status").textContent = text; };
+
+function begin() {
+  leave = new AbortController();
+  $("error").textContent = "";
+  note("");
+  $("make").setAttribute("aria-disabled", "true");
+  $("stop").hidden = false;
+  $("details").hidden = true;
+  ticking = setInterval(() => { $("timer").textContent = `${(clock() / 1e3).toFixed(1)} s`; }, 100);
+  $("result").scrollIntoView({ block: "nearest" });
+}
+
+function end() {
+  leave = null;
+  clearInterval(ticking);
+  $("timer").textContent = "";
+  $("make").removeAttribute("aria-disabled");
+  if (document.activeElement === $("stop")) $("make").focus();
+  $("stop").hidden = true;
+}
+
+// ---- The result: one tile a picture, and how the current one was made
+
+let shown = [];
+let current = null;
+
+const links = new WeakMap();
+
+function link(picture) {
+  if (!links.has(picture)) links.set(picture, URL.createObjectURL(picture.blob));
+  return links.get(picture);
+}
+
+const title = ({ request }) => `${request.prompt} (seed ${request.seed})`;
+
+function fill(image, picture) {
+  image.src = link(picture);
+  image.alt = picture.request.prompt;
+  image.classList.toggle("small", Math.max(...sides(picture.request.size)) <= SMALL);
+}
+
+const sides = size => size.split("x").map(Number);
+
+// A frame of so many empty tiles.
+function expect(count, size) {
+  const [width, height] = sides(size);
+  const columns = Math.ceil(Math.sqrt(count));
+  const ratio = (columns * width) / (Math.ceil(count / columns) * height);
+  $("frame").style.setProperty("--columns", columns);
+  $("frame").style.setProperty("--shape", width / height);
+  $("frame").style.setProperty("--ratio", ratio);
+  const tiles = Array.from({ length: count }, () => {
+    const tile = button("", null, "tile waiting");
+    tile.disabled = true;
+    tile.append(
+      element("img", { alt: "", className: Math.max(width, height) <= SMALL ? "small" : "" }),
+      element("i", { className: "steps-done" }),
+    );
+    return tile;
+  });
+  $("frame").replaceChildren(...tiles);
+  return tiles;
+}
+
+function preview(tile, blob, part) {
+  const [image, bar] = tile.children;
+  const url = URL.createObjectURL(blob);
+  image.onload = () => URL.revokeObjectURL(url);
+  image.src = url;
+  image.classList.add("partial");
+  bar.style.width = `${100 * part}%`;
+}
+
+function complete(tile, picture) {
+  const [image, bar] = tile.children;
+  image.onload = null;
+  fill(image, picture);
+  image.classList.remove("partial");
+  bar.remove();
+  tile.classList.remove("waiting");
+  tile.disabled = false;
+  tile.setAttribute("aria-label", `Enlarge: ${title(picture)}`);
+  tile.onclick = () => enlarge(shown.includes(picture) ? shown : [picture], picture);
+}
+
+function show(pictures) {
+  shown = pictures;
+  if (!pictures.length) {
+    $("frame").style.setProperty("--columns", 1);
+    $("frame").style.setProperty("--ratio", 1);
+    $("frame").replaceChildren(element("div", { className: "empty" }, "your picture"));
+    describe(null);
+    return;
+  }
+  const tiles = expect(pictures.length, pictures[0].request.size);
+  pictures.forEach((picture, index) => complete(tiles[index], picture));
+  describe(pictures.includes(current) ? current : pictures[0]);
+}
+
+function describe(picture) {
+  current = picture;
+  [...$("frame").children].forEach((tile, index) => {
+    tile.classList.toggle("current", shown.length > 1 && shown[index] === picture);
+  });
+  if (!picture && $("details").contains(document.activeElement)) $("prompt").focus();
+  $("details").hidden = !picture;
+  if (!picture) return;
+  $("facts").textContent = facts(picture);
+  $("times").replaceChildren(times(picture));
+}
+
+function facts({ blob, request, receipt }) {
+  const shared = Math.max(...receipt.batches);
+  const parts = [
+    request.size, plural(receipt.steps, "step"), `seed ${receipt.seed}`, receipt.model,
+    `${blob.type.slice(6).toUpperCase()}, ${(blob.size / 1e3).toFixed(blob.size < 1e5 ? 1 : 0)} kB`,
+  ];
+  if (shared > 1) parts.push(`shared its steps with up to ${plural(shared - 1, "other picture")}`);
+  return parts.join(" · ");
+}
+
+// What can be done with a picture: the one that there is when a button is pressed.
+const actions = chosen => element(
+  "div", { className: "actions" },
+  button("Download", () => download(chosen())),
+  button("Use settings", () => reuse(chosen())),
+  button("Copy as curl", () => copy(asCurl(chosen().request))),
+  button("Copy as Python", () => copy(asPython(chosen().request))),
+  button("Delete", () => remove(chosen())),
+);
+
+function download(picture) {
+  const { prompt, seed } = picture.request;
+  const words = prompt.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? ["picture"];
+  const suffix = picture.blob.type.slice(6).replace("jpeg", "jpg");
+  const name = `${words.join("-").slice(0, 48)}-${seed}.${suffix}`;
+  element("a", { href: link(picture), download: name }).click();
+}
+
+function reuse(picture) {
+  $("lightbox").close();
+  restored(`seed ${picture.request.seed}`, adopt(picture.request));
+}
+
+function restored(what, but) {
+  $("random").checked = false;
+  note(`The settings of ${what} are back${but.map(each => `, but ${each}`).join("")}.`);
+  $("prompt").focus();
+}
+
+// A waterfall: stages overlap, so their sum is not the time it took.
+function times({ receipt, milliseconds: here }) {
+  const whole = Math.max(...receipt.spans.map(([, at, spent]) => at + spent));
+  const rows = Object.keys(STAGES).filter(stage => receipt.milliseconds[stage] !== undefined).map(stage => {
+    const track = element("div", { className: "track", ariaHidden: "true" });
+    for (const [name, at, spent] of receipt.spans) {
+      if (name !== stage) continue;
+      const bar = element("i", { className: stage });
+      bar.style.left = `${(100 * at) / whole}%`;
+      bar.style.width = `${(100 * spent) / whole}%`;
+      track.append(bar);
+    }
+    return element(
+      "tr", {}, element("th", { scope: "row" }, STAGES[stage]), element("td", {}, track),
+      element("td", {}, milliseconds(receipt.milliseconds[stage])),
+    );
+  });
+  return element(
+    "table", { className: "times" },
+    element("caption", {}, `${milliseconds(whole)} in the server, ${milliseconds(here)} as seen from here`),
+    element("tbody", {}, ...rows),
+  );
+}
+
+// ---- The same picture from elsewhere
+
+function asCurl({ n, ...request }) {
+  const quoted = text => `'${text.replaceAll("'", `'\\''`)}'`;
+  const format = request.output_format ?? "png";
+  return [
+    `curl ${quoted(address("v1/images/generations"))}`,
+    ...($("key").value ? [`-H "authorization: Bearer $CDM_API_KEY"`] : []),
+    `-H 'content-type: application/json' -H 'accept: image/${format}'`,
+    `-d ${quoted(JSON.stringify(request))} -o picture.${format}`,
+  ].join(" \\\n  ");
+}
+
+function asPython({ prompt, model, size, seed, num_inference_steps, output_format, output_compression }) {
+  const keyed = Boolean($("key").value);
+  const named = {
+    prompt, model, size, output_format, output_compression, extra_body: { seed, num_inference_steps },
+  };
+  const given = Object.entries(named).filter(([, value]) => value !== undefined);
+  return `import base64
+${keyed ? "import os\n" : ""}
+from openai import OpenAI
+
+client = OpenAI(base_url=${JSON.stringify(address("v1"))}, api_key=${keyed ? `os.environ["CDM_API_KEY"]` : `"none"`})
+answer = client.images.generate(
+${given.map(([name, value]) => `    ${name}=${JSON.stringify(value)},\n`).join("")})
+with open("picture.${output_format ?? "png"}", "wb") as file:
+    file.write(base64.b64decode(answer.data[0].b64_json))
+`;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Without https browsers give a page no clipboard, but let it copy what is selected.
+    const area = element("textarea", { value: text });
+    ($("lightbox").open ? $("lightbox") : document.body).append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  note("Copied.");
+}
+
+// ---- Kept in this browser, the newest first
+
+let kept = [];
+
+const database = new Promise((resolve, reject) => {
+  const opening = indexedDB.open(NAME, 1);
+  opening.onupgradeneeded = () =>
+    opening.result.createObjectStore("pictures", { keyPath: "id", autoIncrement: true });
+  opening.onsuccess = () => resolve(opening.result);
+  opening.onerror = () => reject(opening.error);
+});
+
+async function store(mode, act) {
+  const transaction = (await database).transaction("pictures", mode);
+  const request = act(transaction.objectStore("pictures"));
+  return new Promise((resolve, reject) => {
+    transaction.oncomplete = () => resolve(request.result);
+    transaction.onabort = () => reject(transaction.error);
+  });
+}
+
+async function recall() {
+  try {
+    kept = (await store("readonly", pictures => pictures.getAll())).reverse();
+  } catch {
+    $("gallery-title").textContent = "Kept until this page is closed: the browser allows it no storage";
+  }
+  $("kept").replaceChildren(...kept.map(thumbnail));
+  $("gallery").hidden = !kept.length;
+}
+
+async function keep(picture) {
+  kept.unshift(picture);
+  $("kept").prepend(thumbnail(picture));
+  $("gallery").hidden = false;
+  try {
+    picture.id = await store("readwrite", pictures => pictures.add(picture));
+  } catch {
+    $("gallery-title").textContent = "The newest are kept until this page is closed: the storage is full";
+  }
+  for (const old of kept.slice(KEPT)) await remove(old);
+}
+
+async function remove(picture) {
+  const place = kept.indexOf(picture);
+  if (place >= 0) {
+    kept.splice(place, 1);
+    $("kept").children[place].remove();
+    $("gallery").hidden = !kept.length;
+  }
+  if (album.includes(picture)) turn(picture);
+  if (shown.includes(picture) && !leave) show(shown.filter(other => other !== picture));
+  URL.revokeObjectURL(link(picture));
+  if (picture.id !== undefined) await store("readwrite", pictures => pictures.delete(picture.id));
+}
+
+function thumbnail(picture) {
+  const image = element("img", { loading: "lazy", decoding: "async" });
+  fill(image, picture);
+  const open = element("button", { type: "button", title: title(picture), onclick: () => enlarge(kept, picture) }, image);
+  open.setAttribute("aria-label", `Enlarge: ${title(picture)}`);
+  return element("li", {}, open);
+}
+
+async function clear() {
+  if (!confirm(`Delete ${plural(kept.length, "picture")} from this browser?`)) return;
+  await store("readwrite", pictures => pictures.clear());
+  await recall();
+  show([]);
+}
+
+// ---- One picture, large
+
+let album = [];
+let page = 0;
+
+function enlarge(pictures, picture) {
+  album = [...pictures];
+  open(album.indexOf(picture));
+  if (!$("lightbox").open) $("lightbox").showModal();
+}
+
+function open(number) {
+  page = number;
+  const picture = album[page];
+  $("stage").classList.remove("zoomed");
+  fill($("large"), picture);
+  $("lightbox-prompt").textContent = picture.request.prompt;
+  $("lightbox-facts").textContent = facts(picture);
+  $("previous").disabled = page === 0;
+  $("next").disabled = page === album.length - 1;
+  if (shown.includes(picture)) describe(picture);
+}
+
+const step = by => { if (album[page + by]) open(page + by); };
+
+// Takes one picture out, and closes the album with its last.
+function turn(picture) {
+  album.splice(album.indexOf(picture), 1);
+  if (album.length) open(Math.min(page, album.length - 1));
+  else $("lightbox").close();
+}
+
+function zoom(event) {
+  const stage = $("stage");
+  const box = $("large").getBoundingClientRect();
+  const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  if (stage.classList.toggle("zoomed")) {
+    stage.scrollTo({
+      left: x * stage.scrollWidth - stage.clientWidth / 2, top: y * stage.scrollHeight - stage.clientHeight / 2,
+    });
+  }
+}
+
+let touched = null;
+
+function swipe({ changedTouches: [touch] }) {
+  const by = touched === null ? 0 : touch.clientX - touched;
+  touched = null;
+  if (Math.abs(by) > 60 && !$("stage").classList.contains("zoomed")) step(by < 0 ? 1 : -1);
+}
+
+// ---- Settings out of a file
+
+const latin = new TextDecoder("latin1");
+const utf8 = new TextDecoder();
+
+// What the server wrote into a file that it made, by name; undefined for any other file.
+async function written(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const begins = latin.decode(bytes.subarray(0, 4));
+  try {
+    const found = begins.endsWith("PNG") ? fromPng(bytes)
+      : begins.startsWith("\xff\xd8") ? JSON.parse(utf8.decode(fromJpeg(bytes)))
+      : begins === "RIFF" ? JSON.parse(latin.decode(fromWebp(bytes)).match(/\{.*\}/s)[0])
+      : {};
+    return found.seed && found.steps && found.model ? found : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function fromPng(bytes) {
+  const view = new DataView(bytes.buffer);
+  const found = {};
+  for (let at = 8; at + 12 <= bytes.length;) {
+    const length = view.getUint32(at);
+    const kind = latin.decode(bytes.subarray(at + 4, at + 8));
+    const data = bytes.subarray(at + 8, at + 8 + length);
+    const name = latin.decode(data.subarray(0, data.indexOf(0)));
+    if (kind === "tEXt") found[name] = latin.decode(data.subarray(name.length + 1));
+    // Between name and text: two flags, a language and a translated name, both empty.
+    if (kind === "iTXt") found[name] = utf8.decode(data.subarray(name.length + 5));
+    at += 12 + length;
+  }
+  return found;
+}
+
+function fromJpeg(bytes) {
+  const view = new DataView(bytes.buffer);
+  for (let at = 2; view.getUint16(at) !== 0xffda; at += 2 + view.getUint16(at + 2)) {
+    if (view.getUint16(at) === 0xfffe) return bytes.subarray(at + 4, at + 2 + view.getUint16(at + 2));
+  }
+  return bytes.subarray(0, 0);
+}
+
+function fromWebp(bytes) {
+  const view = new DataView(bytes.buffer);
+  for (let at = 12; at + 8 <= bytes.length;) {
+    const length = view.getUint32(at + 4, true);
+    if (latin.decode(bytes.subarray(at, at + 4)) === "EXIF") return bytes.subarray(at + 8, at + 8 + length);
+    at += 8 + length + (length % 2);
+  }
+  return bytes.subarray(0, 0);
+}
+
+async function restore(file) {
+  const found = await written(file);
+  if (!found) {
+    note(`${file.name} holds no settings: it was not made by this server, or another program has rewritten it.`);
+    return;
+  }
+  const { width, height } = await createImageBitmap(file);
+  const but = adopt({
+    prompt: found.prompt,
+    model: found.model,
+    size: `${width}x${height}`,
+    num_inference_steps: Number(found.steps),
+    seed: Number(found.seed),
+    output_format: file.type === "image/png" ? undefined : file.type.slice(6),
+  });
+  const served = models.find(({ id }) => id === found.model);
+  if (served && served.fingerprint !== found.fingerprint) {
+    but.push("the model has been replaced since, so the picture will differ");
+  }
+  if (found.prompt === undefined) but.push("the prompt is not in the file: write it yourself");
+  restored(file.name, but);
+}
+
+// ---- Wiring
+
+$("facts").after(actions(() => current));
+$("lightbox-facts").after(actions(() => album[page]));
+$("examples").append(...EXAMPLES.map(text => button(text, () => {
+  $("prompt").value = text;
+  generate();
+}, "")));
+$("form").onsubmit = event => { event.preventDefault(); generate(); };
+$("form").onkeydown = event => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+};
+$("seed").oninput = () => { $("random").checked = false; };
+$("model").onchange = offer;
+$("format").onchange = formats;
+$("stop").onclick = () => leave?.abort();
+$("access").onsubmit = async event => {
+  event.preventDefault();
+  keepKey();
+  if (await loadModels()) $("prompt").focus();
+};
+$("clear").onclick = clear;
+
+$("previous").onclick = () => step(-1);
+$("next").onclick = () => step(1);
+$("close").onclick = () => $("lightbox").close();
+$("large").onclick = zoom;
+$("stage").ontouchstart = ({ touches }) => { touched = touches.length === 1 ? touches[0].clientX : null; };
+$("stage").ontouchend = swipe;
+$("lightbox").onclose = () => { album = []; };
+document.onkeydown = ({ key }) => {
+  if ($("lightbox").open) {
+    if (key === "ArrowLeft") step(-1);
+    if (key === "ArrowRight") step(1);
+  } else if (key === "Escape") leave?.abort();
+};
+
+const carriesFiles = event => event.dataTransfer?.types.includes("Files");
+document.ondragover = event => {
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  document.body.classList.add("dropping");
+};
+document.ondragleave = event => {
+  if (!event.relatedTarget) document.body.classList.remove("dropping");
+};
+document.ondrop = event => {
+  document.body.classList.remove("dropping");
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  const [file] = event.dataTransfer.files;
+  if (file && models.length) restore(file);
+};
+$("choose").onclick = () => $("file").click();
+$("file").onchange = () => {
+  const [file] = $("file").files;
+  if (file && models.length) restore(file);
+  $("file").value = "";
+};
+
+formats();
+recallKey();
+await recall();
+show(kept.slice(0, 1));
+if (kept.length) $("prompt").value = kept[0].request.prompt;
+loadModels();
