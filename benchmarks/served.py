@@ -162,7 +162,7 @@ async def _picture(session: aiohttp.ClientSession, data: bytes) -> None:
 async def _costs(address: str, model: str) -> dict[str, Any]:
     client = TritonClient(address)
     try:
-        costs: dict[str, Any] = (await client.describe(model))["costs"]
+        costs: dict[str, Any] = (await client.describe(model))["card"]["costs"]
     finally:
         await client.close()
     return costs

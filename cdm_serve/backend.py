@@ -1,11 +1,25 @@
 """What the API asks of whoever makes the pictures: a Triton's supervisor, or engines under Ray."""
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Any, Protocol
 
+from cdm_serve.engine.card import ModelCard
 from cdm_serve.engine.job import Job, Partial, Picture
-from cdm_serve.triton.models import ModelCard
-from cdm_serve.triton.protocol import Message
+
+
+class BackendError(Exception):
+    """The model refused or failed; ``kind`` is that of ``EngineError``, or ``full``.
+
+    ``full`` means that too many requests wait for an engine.
+    """
+
+    def __init__(self, message: str, kind: str = "failed") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class BackendLost(Exception):
+    """The engine went away, or is not there yet; nothing is known of the request: ask again."""
 
 
 class Backend(Protocol):
@@ -21,15 +35,17 @@ class Backend(Protocol):
     def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
         """Partial images and then the picture; leaving early cancels what remains.
 
+        So leave it by ``aclose`` (``contextlib.aclosing``), or by a cancellation within it.
+
         Raises:
-            TritonError: the model refused or failed; ``full`` is its kind when too much waits.
-            TritonLost: whoever made it went away; to be asked again.
+            BackendError: the model refused or failed.
+            BackendLost: whoever made it went away.
         """
 
-    async def describe(self, model: str) -> Message:
-        """What one engine of the model says of itself right now, see ``protocol``.
+    async def describe(self, model: str) -> dict[str, Any]:
+        """What one engine of the model says of itself right now, see ``triton.protocol``.
 
         Raises:
-            TritonError: the model failed.
-            TritonLost: it is not there.
+            BackendError: the model failed.
+            BackendLost: it is not there.
         """

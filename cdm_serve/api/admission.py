@@ -12,7 +12,7 @@ from cdm_serve.api.errors import ApiError
 from cdm_serve.api.limits import too_much
 from cdm_serve.api.pace import CROWD, Pace
 from cdm_serve.api.plan import Plan
-from cdm_serve.triton.models import ModelCard
+from cdm_serve.engine.card import ModelCard
 
 
 def picture_work(model: ModelCard, size: str, steps: int, partials: int) -> float:

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from cdm_serve.triton.client import TritonError, TritonLost
+from cdm_serve.backend import BackendError, BackendLost
 
 CODES = {
     404: "not_found",
@@ -125,12 +125,12 @@ def install_handlers(app: FastAPI) -> None:
             headers=error.headers,
         )
 
-    @app.exception_handler(TritonLost)
-    async def unavailable(request: Request, error: TritonLost) -> JSONResponse:
+    @app.exception_handler(BackendLost)
+    async def unavailable(request: Request, error: BackendLost) -> JSONResponse:
         return not_ready(f"the model is not available right now ({error}); try again in a moment")
 
-    @app.exception_handler(TritonError)
-    async def failed(request: Request, error: TritonError) -> JSONResponse:
+    @app.exception_handler(BackendError)
+    async def failed(request: Request, error: BackendError) -> JSONResponse:
         if error.kind == "invalid":
             return error_response(str(error), status=400, code="invalid_value")
         if error.kind == "expired":

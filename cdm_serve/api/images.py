@@ -19,9 +19,8 @@ from cdm_serve.api.schema import ImageRequest
 from cdm_serve.api.stream import EventStream
 from cdm_serve.api.studio import Studio
 from cdm_serve.api.watch import Watch
-from cdm_serve.backend import Backend
+from cdm_serve.backend import Backend, BackendLost
 from cdm_serve.settings import Settings
-from cdm_serve.triton.client import TritonLost
 
 ROUTE = "/v1/images/generations"
 PICTURE = {"schema": {"type": "string", "format": "binary"}}
@@ -70,7 +69,7 @@ class Images:
         async def generate(body: ImageRequest, request: Request) -> Response:
             """Make pictures of a prompt; OpenAI's request and answer, or the picture itself."""
             if not self._backend.ready:
-                raise TritonLost("the model is being loaded")
+                raise BackendLost("the model is being loaded")
             plan, ticket = self._admit(body, request)
             try:
                 return await self._generate(plan, ticket, request)

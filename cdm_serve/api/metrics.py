@@ -20,8 +20,7 @@ from prometheus_client.registry import Collector
 from cdm_serve.api.admission import Admission
 from cdm_serve.api.files import FileStore
 from cdm_serve.api.watch import Watch
-from cdm_serve.backend import Backend
-from cdm_serve.triton.client import TritonError, TritonLost
+from cdm_serve.backend import Backend, BackendError, BackendLost
 from cdm_serve.triton.protocol import Message
 
 ASK_SECONDS = 1.0
@@ -138,7 +137,7 @@ def metrics_router(watch: Watch, backend: Backend, state: State) -> APIRouter:
         await asyncio.gather(*(ask(name) for _ in range(known + 1)))
 
     async def ask(name: str) -> None:
-        with contextlib.suppress(TimeoutError, TritonLost, TritonError):
+        with contextlib.suppress(TimeoutError, BackendLost, BackendError):
             async with asyncio.timeout(ASK_SECONDS):
                 report = await backend.describe(name)
             state.reports[name, report["engine"]] = time.monotonic(), report

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from cdm_serve.api.errors import documented
 from cdm_serve.api.plan import find_model
 from cdm_serve.backend import Backend
-from cdm_serve.triton.models import ModelCard
+from cdm_serve.engine.card import ModelCard
 
 
 class ModelEntry(BaseModel):

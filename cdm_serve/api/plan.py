@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from cdm_serve.api.encode import OutputFormat
 from cdm_serve.api.errors import ApiError
 from cdm_serve.api.schema import QUALITY_STEPS, ImageRequest
-from cdm_serve.triton.client import TritonLost
-from cdm_serve.triton.models import ModelCard
+from cdm_serve.backend import BackendLost
+from cdm_serve.engine.card import ModelCard
 
 RAW_TYPES: dict[str, OutputFormat] = {
     "image/png": "png",
@@ -116,10 +116,10 @@ def find_model(name: str | None, models: dict[str, ModelCard]) -> ModelCard:
 
     Raises:
         ApiError: no such model.
-        TritonLost: nothing is loaded yet.
+        BackendLost: nothing is loaded yet.
     """
     if not models:
-        raise TritonLost("the model is being loaded")
+        raise BackendLost("the model is being loaded")
     if name is None:
         return next(iter(models.values()))
     if name not in models:

@@ -15,7 +15,7 @@ from cdm_serve.api.answer import Made, PartialMade, picture_facts, usage
 from cdm_serve.api.errors import error_body
 from cdm_serve.api.plan import Plan
 from cdm_serve.api.studio import Event
-from cdm_serve.triton.client import TritonError, TritonLost
+from cdm_serve.backend import BackendError, BackendLost
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ async def _lines(plan: Plan, first: Event, rest: AsyncGenerator[Event, None]) ->
     try:
         async for event in rest:
             yield _line(event_body(plan, event))
-    except (TritonError, TritonLost) as error:
-        status = 503 if isinstance(error, TritonLost) else 500
+    except (BackendError, BackendLost) as error:
+        status = 503 if isinstance(error, BackendLost) else 500
         yield _line({"type": "error", **error_body(str(error), status=status, code="model_error")})
     except Exception:
         # The status has been sent: all that is left is to say it in the stream.

@@ -11,9 +11,8 @@ from cdm_serve.api.answer import Made, PartialMade
 from cdm_serve.api.encode import encode_image
 from cdm_serve.api.plan import Plan
 from cdm_serve.api.watch import Watch
-from cdm_serve.backend import Backend
+from cdm_serve.backend import Backend, BackendError, BackendLost
 from cdm_serve.engine.job import Job, Partial, Picture, Pixels
-from cdm_serve.triton.client import TritonError, TritonLost
 
 POLL_SECONDS = 0.05
 # The last step may end, and the picture be decoded, after the deadline before which it began.
@@ -37,8 +36,8 @@ class Studio:
         """Everything that comes of a plan, as it comes; leaving early stops what remains.
 
         Raises:
-            TritonError: the model refused or failed.
-            TritonLost: it went away, came back, and went away again; or did not come back.
+            BackendError: the model refused or failed.
+            BackendLost: it went away, came back, and went away again; or did not come back.
         """
         events: asyncio.Queue[PartialMade | asyncio.Task[Made]] = asyncio.Queue()
         with ticket:
@@ -71,7 +70,7 @@ class Studio:
             async with asyncio.timeout(seconds):
                 return await self._picture(plan, number, ticket, emit)
         except TimeoutError:
-            raise TritonError("the model does not answer", "expired") from None
+            raise BackendError("the model does not answer", "expired") from None
 
     async def _picture(
         self, plan: Plan, number: int, ticket: Ticket, emit: Callable[[PartialMade], None]
@@ -88,7 +87,7 @@ class Studio:
                     sent += 1
                     file = await self._encode(plan, answer.image, facts(plan, seed))
                     emit(PartialMade(file, number, seed, answer.index, answer.step))
-        raise TritonLost("the model ended its answer before the picture")
+        raise BackendLost("the model ended its answer before the picture")
 
     async def _finish(self, plan: Plan, number: int, picture: Picture) -> Made:
         begin = time.time()
@@ -125,7 +124,7 @@ class Studio:
                 async for answer in answers:
                     yield answer
             return
-        except TritonLost:
+        except BackendLost:
             self._watch.retried.inc()
         await self._until_back(plan)
         ticket.interrupted()
@@ -139,11 +138,11 @@ class Studio:
             until = min(until, plan.deadline)
         while not self._backend.ready:
             if time.time() > until:
-                raise TritonLost("the model is being restarted")
+                raise BackendLost("the model is being restarted")
             await asyncio.sleep(POLL_SECONDS)
         back = self._backend.models.get(plan.model.id)
         if back is None or back.fingerprint != plan.model.fingerprint:
-            raise TritonLost("the model was replaced meanwhile")
+            raise BackendLost("the model was replaced meanwhile")
 
 
 def facts(plan: Plan, seed: int) -> dict[str, str]:

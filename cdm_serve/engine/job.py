@@ -1,6 +1,6 @@
 """What is asked of an engine, and what it answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One picture to make.
 
     ``size`` is ``WIDTHxHEIGHT``; ``partials`` is how many previews are wanted on the way, of which
-    there are at most ``steps - 1``; no step is begun after ``deadline`` (unix seconds).
+    there are at most ``steps - 1``; no step is begun after ``deadline`` (unix seconds); ``tensors``
+    are arrays by name, of any shape and number type. What is added here travels to the engine
+    without further ado; an engine that does not know it refuses it, unless it is the default.
     """
 
     prompt: str
@@ -23,6 +25,7 @@ class Job:
     size: str
     partials: int = 0
     deadline: float | None = None
+    tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

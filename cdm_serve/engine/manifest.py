@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdm_serve.engine.card import ModelCard
 from cdm_serve.errors import StartError
 
 FORMAT = 1
@@ -53,18 +54,18 @@ class Manifest:
         width, height = (int(side) for side in size.split("x"))
         return self.channels, height // self.downscale, width // self.downscale
 
-    def card(self) -> dict[str, Any]:
-        """What a client of the model needs to know, ready for JSON."""
-        return {
-            "name": self.name,
-            "architecture": self.architecture,
-            "fingerprint": self.fingerprint,
-            "sizes": list(self.sizes),
-            "default_size": self.default_size,
-            "default_steps": self.default_steps,
-            "max_steps": self.max_steps,
-            "downscale": self.downscale,
-        }
+    def card(self) -> ModelCard:
+        """What a client of the model needs to know."""
+        return ModelCard(
+            id=self.name,
+            architecture=self.architecture,
+            fingerprint=self.fingerprint,
+            sizes=self.sizes,
+            default_size=self.default_size,
+            default_steps=self.default_steps,
+            max_steps=self.max_steps,
+            downscale=self.downscale,
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -88,12 +88,11 @@ class Scheduler:
             stage.close()
 
     def describe(self) -> dict[str, Any]:
-        """Costs, load, counters, gauges and histograms."""
+        """Load, counters, gauges and histograms."""
         live = list(self._live.values())
         report = self.counters.to_json()
         report["counters"] |= {"cache_hits": self._cache.hits, "cache_misses": self._cache.misses}
         return report | {
-            "costs": self._costs.to_json(),
             "waiting": len(live),
             "steps_waiting": sum(sample.steps_left for sample in live),
             "gauges": {"cache_entries": len(self._cache), "cache_bytes": self._cache.size},

@@ -6,6 +6,7 @@ Importable only inside Triton's python backend, which provides ``triton_python_b
 import json
 import os
 import socket
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ class TritonPythonModel:
         most = min(int(parameters["max_batch"]), manifest.max_batch)
         costs = measure(pipeline, most, float(parameters["warm_up_seconds"]))
         cache_bytes = int(float(parameters["prompt_cache_megabytes"]) * 2**20)
-        self._card = manifest.card()
+        self._card = replace(
+            manifest.card(), id=args["model_name"], pid=os.getpid(), costs=costs.to_json()
+        )
         self._scheduler = Scheduler(pipeline, costs, cache_bytes)
 
     def execute(self, requests: list[Any]) -> None:
@@ -47,21 +50,25 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                tensor = pb_utils.get_input_tensor_by_name(request, "message")
-                self._obey(request.request_id(), unpack(tensor.as_numpy()), sender)
+                message = unpack(pb_utils.get_input_tensor_by_name(request, "message").as_numpy())
+                data = pb_utils.get_input_tensor_by_name(request, "data")
+                array = None if data is None else data.as_numpy()
+                self._obey(request.request_id(), message, array, sender)
             except EngineError as error:
                 _answer(sender, error)
             except Exception as error:
-                _answer(sender, EngineError(f"bad message: {error}", "invalid"))
+                _answer(
+                    sender, EngineError(f"bad message: {type(error).__name__}: {error}", "invalid")
+                )
 
     def finalize(self) -> None:
         """Finish what was accepted."""
         self._scheduler.close()
 
-    def _obey(self, key: str, message: Message, sender: Any) -> None:
+    def _obey(self, key: str, message: Message, data: Pixels | None, sender: Any) -> None:
         command = message.get("command")
         if command == "generate":
-            self._scheduler.submit(key, job_of(message), partial(_answer, sender))
+            self._scheduler.submit(key, job_of(message, data), partial(_answer, sender))
         elif command == "cancel":
             self._scheduler.cancel(key_of(message))
             _send(sender, {"kind": "report"})
@@ -76,12 +83,7 @@ class TritonPythonModel:
         if not self._scheduler.alive:
             raise EngineError("the scheduler has ended")
         engine = f"{socket.gethostname()}:{os.getpid()}"
-        return {
-            **self._card,
-            "engine": engine,
-            "pid": os.getpid(),
-            **self._scheduler.describe(),
-        }
+        return {"card": asdict(self._card), "engine": engine, **self._scheduler.describe()}
 
 
 def _answer(sender: Any, answer: Partial | Picture | EngineError) -> None:

@@ -11,11 +11,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
+from cdm_serve.backend import BackendError, BackendLost
+from cdm_serve.engine.card import ModelCard
 from cdm_serve.engine.job import Job, Partial, Picture
 from cdm_serve.settings import Settings
-from cdm_serve.triton.client import TritonError, TritonLost
-from cdm_serve.triton.models import ModelCard
-from cdm_serve.triton.protocol import Message
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class RayBackend:
             try:
                 async with asyncio.timeout(self._settings.heartbeat_timeout):
                     await self._look()
-            except (TimeoutError, TritonLost, TritonError) as error:
+            except (TimeoutError, BackendLost, BackendError) as error:
                 if self._busy(error):
                     logger.info("the engines have no time to say how they are")
                 else:
@@ -62,7 +61,7 @@ class RayBackend:
     async def _look(self) -> None:
         with _translated():
             names = await _answer(self._engines.models.remote())
-        cards = {name: ModelCard.from_report(name, await self.describe(name)) for name in names}
+        cards = {name: ModelCard.from_json((await self.describe(name))["card"]) for name in names}
         self.models.clear()
         self.models.update(cards)
         self._ready = bool(cards)
@@ -80,7 +79,7 @@ class RayBackend:
                     async for answer in answers:
                         yield answer
                 return
-            except TritonLost as error:
+            except BackendLost as error:
                 if attempt == RETRIES:
                     raise
                 logger.warning("a picture is made again: %s", error)
@@ -96,17 +95,17 @@ class RayBackend:
                     finished = isinstance(answer, Picture)
                     self._heard = time.monotonic()
                     yield answer
-        except (TritonError, TritonLost):
+        except (BackendError, BackendLost):
             finished = True  # there is nothing to cancel, and Ray would raise it once more
             raise
         finally:
             if not finished:
                 answers.cancel()
 
-    async def describe(self, model: str) -> Message:
+    async def describe(self, model: str) -> dict[str, Any]:
         """See ``Backend``."""
         with _translated():
-            report: Message = await _answer(self._engines.describe.remote(model))
+            report: dict[str, Any] = await _answer(self._engines.describe.remote(model))
             return report
 
 
@@ -126,10 +125,10 @@ def _translated() -> Iterator[None]:
         yield
     except RayTaskError as error:
         cause = error.cause
-        if isinstance(cause, TritonError | TritonLost):
+        if isinstance(cause, BackendError | BackendLost):
             raise cause from None
-        raise TritonLost(str(cause)) from error
+        raise BackendLost(str(cause)) from error
     except BackPressureError as error:
-        raise TritonError("too many requests wait for an engine", "full") from error
+        raise BackendError("too many requests wait for an engine", "full") from error
     except (RayError, RayServeException) as error:
-        raise TritonLost(f"the engine was lost: {type(error).__name__}") from error
+        raise BackendLost(f"the engine was lost: {type(error).__name__}") from error

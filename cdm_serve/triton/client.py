@@ -17,11 +17,10 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as wire
 from tritonclient.grpc import service_pb2_grpc
 
+from cdm_serve.backend import BackendError, BackendLost
 from cdm_serve.engine.job import Job, Partial, Picture
 from cdm_serve.triton.protocol import Message, generate_message
-from cdm_serve.triton.stream import Stream, TritonError, TritonLost, details
-
-__all__ = ["TritonClient", "TritonError", "TritonLost"]
+from cdm_serve.triton.stream import Answer, Answers, Stream, details
 
 RETRY = {
     "maxAttempts": 3,
@@ -46,6 +45,13 @@ OPTIONS = [
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
+
+
+async def _next(answers: Answers) -> Answer:
+    answer = await answers.get()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 class TritonClient:
@@ -77,65 +83,67 @@ class TritonClient:
         """Names of the loaded models.
 
         Raises:
-            TritonLost: no server answers.
+            BackendLost: no server answers.
         """
         try:
             index = await self._service.RepositoryIndex(wire.RepositoryIndexRequest(), timeout=5)
         except grpc.RpcError as error:
-            raise TritonLost(details(error)) from error
+            raise BackendLost(details(error)) from error
         return sorted(model.name for model in index.models if model.state == "READY")
 
     async def load(self, model: str) -> None:
         """Load a model, or load it again; the one before serves until the new one is ready.
 
         Raises:
-            TritonError: it cannot be loaded; the one before stays.
+            BackendError: it cannot be loaded; the one before stays.
         """
         request = wire.RepositoryModelLoadRequest(model_name=model)
         try:
             await self._service.RepositoryModelLoad(request)
         except grpc.RpcError as error:
-            raise TritonError(details(error)) from error
+            raise BackendError(details(error)) from error
 
     async def unload(self, model: str) -> None:
         """Take no new requests for a model, finish those it has, and drop it.
 
         Raises:
-            TritonError: there is no such model.
+            BackendError: there is no such model.
         """
         request = wire.RepositoryModelUnloadRequest(model_name=model)
         try:
             await self._service.RepositoryModelUnload(request)
         except grpc.RpcError as error:
-            raise TritonError(details(error)) from error
+            raise BackendError(details(error)) from error
 
     async def describe(self, model: str) -> Message:
         """What the model's process says of itself: also the proof that it is alive.
 
         Raises:
-            TritonError: the model failed.
-            TritonLost: the server went away meanwhile.
+            BackendError: the model failed.
+            BackendLost: the server went away meanwhile.
         """
-        async with contextlib.aclosing(self._ask(model, {"command": "describe"})) as answers:
-            async for answer in answers:
-                assert isinstance(answer, dict)
-                return answer
-        raise TritonLost("the model ended its answer")
+        with self._ask(model, {"command": "describe"}) as answers:
+            report = await _next(answers)
+            assert isinstance(report, dict)
+            return report
 
     async def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
         """Partial images and then the picture; who leaves early cancels what remains.
 
         Raises:
-            TritonError: the model refused or failed.
-            TritonLost: the server went away meanwhile.
+            BackendError: the model refused or failed.
+            BackendLost: the server went away meanwhile.
         """
-        async with contextlib.aclosing(self._ask(model, generate_message(job))) as answers:
-            async for answer in answers:
+        with self._ask(model, *generate_message(job)) as answers:
+            while True:
+                answer = await _next(answers)
                 assert isinstance(answer, Partial | Picture)
                 yield answer
+                if isinstance(answer, Picture):
+                    return
 
     def fail(self, reason: str) -> None:
-        """Answer everything that waits, and whatever still comes, with TritonLost."""
+        """Answer everything that waits, and whatever still comes, with BackendLost."""
         self._lost = reason
         for stream in self._streams:
             stream.fail(reason)
@@ -148,23 +156,16 @@ class TritonClient:
             await asyncio.wait(self._ending)
         await self._channel.close()
 
-    async def _ask(
-        self, model: str, message: Message
-    ) -> AsyncGenerator[Partial | Picture | Message, None]:
-        """All answers to one request."""
+    @contextlib.contextmanager
+    def _ask(self, model: str, message: Message, data: bytes = b"") -> Iterator[Answers]:
+        """The answers to a request, of which what is left is stopped at the end."""
         if self._lost is not None:
-            raise TritonLost(self._lost)
+            raise BackendLost(self._lost)
         key = f"{self._name}-{next(self._ids)}"
         with self._stream() as stream:
-            answers = stream.ask(model, key, message)
+            answers = stream.ask(model, key, message, data)
             try:
-                while True:
-                    answer = await answers.get()
-                    if isinstance(answer, Exception):
-                        raise answer
-                    yield answer
-                    if not isinstance(answer, Partial):
-                        return
+                yield answers
             finally:
                 stream.leave(model, key)
 

@@ -1,9 +1,11 @@
 """What the gateway and a model's process say to each other through Triton.
 
-Every request has one tensor, ``message``, a JSON object; every response has ``message`` and, where
+Every request has the tensor ``message``, a JSON object; every response has ``message`` and, where
 there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one of
 
-``generate`` with the fields of a ``Job``. The request's id is its key and must be nobody else's.
+``generate`` with the fields of a ``Job`` that are not the default. The request's id is its key and
+    must be nobody else's. Of its tensors ``tensors`` has ``dtype`` and ``shape`` by name, and a
+    second input, ``data``, has the bytes, one tensor after the other.
     Answered by any number of ``partial`` messages and then one ``picture`` or ``error``.
 ``cancel`` with the ``key`` of an earlier ``generate``: its remaining steps are not made and it is
     answered with an ``error`` of kind ``cancelled``, unless it was finished already. A message and
@@ -11,11 +13,10 @@ there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one
 ``describe``. Answered at once by ``report`` with
 
     ========== ==================================================================================
-    the card   name, architecture, fingerprint, sizes, default_size, default_steps, max_steps,
-               downscale, ``pid`` of the process and ``engine``, that with its machine
-    costs      measured at start: by size, ``step`` and ``decode`` in seconds by batch size (as
-               text) and ``batch``, the size that makes most of this machine; beside the sizes
-               ``text``, the seconds of one prompt
+    card       a ``ModelCard``, its costs as measured at start: by size, ``step`` and ``decode``
+               in seconds by batch size (as text) and ``batch``, the size that makes most of this
+               machine; beside the sizes ``text``, the seconds of one prompt
+    engine     the process and its machine
     waiting    samples at hand, started or not, and ``steps_waiting``, the steps they still need
     counters   cumulative since the process started: executions, steps, pictures, partials,
                cancelled, expired, failed, steps_saved (not made, of the cancelled and expired),
@@ -28,17 +29,12 @@ there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one
 
 In a response's message ``kind`` is ``partial`` (with ``index`` and ``step``), ``picture`` (with
 the ``report``), ``report`` or ``error`` (with ``error``, a kind of ``EngineError``, and ``text``).
-
-The gateway does not see any of this but calls ``Supervisor.stream(model, job)``: an asynchronous
-generator of ``Partial`` and one final ``Picture``. Leaving it early, by ``aclose`` (so use it with
-``contextlib.aclosing``) or because the task is cancelled within it, sends the ``cancel``.
-``TritonError.kind`` is the kind of ``EngineError``; ``TritonLost`` is raised once for a job that
-was in flight when the process or Triton died.
 """
 
 import json
-from dataclasses import asdict
-from typing import Any
+import math
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +42,9 @@ from numpy.typing import NDArray
 from cdm_serve.engine.job import EngineError, Job, Partial, Picture, Pixels
 
 Message = dict[str, Any]
+
+# What a field of a job must be; JSON has all of these.
+FIELDS = get_type_hints(Job)
 
 
 def pack(message: Message) -> NDArray[np.object_]:
@@ -70,9 +69,19 @@ def encode(message: Message) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
-def generate_message(job: Job) -> Message:
-    """Ask for a picture."""
-    return {"command": "generate", **asdict(job)}
+def generate_message(job: Job) -> tuple[Message, bytes]:
+    """Ask for a picture: the message, and the bytes of its tensors."""
+    message: Message = {"command": "generate"}
+    for each in fields(job):
+        value = getattr(job, each.name)
+        if each.name != "tensors" and value != each.default:
+            message[each.name] = value
+    if job.tensors:
+        message["tensors"] = {
+            name: {"dtype": tensor.dtype.name, "shape": tensor.shape}
+            for name, tensor in job.tensors.items()
+        }
+    return message, b"".join(tensor.tobytes() for tensor in job.tensors.values())
 
 
 def cancel_message(key: str) -> Message:
@@ -80,21 +89,34 @@ def cancel_message(key: str) -> Message:
     return {"command": "cancel", "key": key}
 
 
-def job_of(message: Message) -> Job:
-    """The job in a ``generate`` message.
+def job_of(message: Message, data: NDArray[np.uint8] | None) -> Job:
+    """The job in a ``generate`` request; its tensors are copies.
 
     Raises:
-        EngineError: a field is missing or of the wrong type.
+        EngineError: a field is missing, unknown or of the wrong type.
     """
-    deadline = message.get("deadline")
-    return Job(
-        prompt=_field(message, "prompt", str),
-        seed=_field(message, "seed", int),
-        steps=_field(message, "steps", int),
-        size=_field(message, "size", str),
-        partials=_field(message, "partials", int),
-        deadline=None if deadline is None else float(_field(message, "deadline", (int, float))),
-    )
+    values: dict[str, Any] = {}
+    for each in fields(Job):
+        if each.name != "tensors" and (each.name in message or each.default is MISSING):
+            values[each.name] = _field(message, each.name, FIELDS[each.name])
+    unknown = message.keys() - values.keys() - {"command", "tensors"}
+    if unknown:
+        raise EngineError(f"{', '.join(sorted(unknown))}: unknown to this engine", "invalid")
+    return Job(**values, tensors=_tensors(message.get("tensors", {}), data))
+
+
+def _tensors(described: dict[str, Any], data: NDArray[np.uint8] | None) -> dict[str, NDArray[Any]]:
+    content = b"" if data is None else data.tobytes()
+    tensors, begin = {}, 0
+    for name, each in described.items():
+        dtype, shape = np.dtype(each["dtype"]), each["shape"]
+        end = begin + dtype.itemsize * math.prod(shape)
+        # Copied anew, so that it begins where its type may.
+        tensors[name] = np.frombuffer(content[begin:end], dtype).reshape(shape)
+        begin = end
+    if begin != len(content):
+        raise EngineError(f"data has {len(content)} bytes, its tensors {begin}", "invalid")
+    return tensors
 
 
 def key_of(message: Message) -> str:
@@ -107,7 +129,7 @@ def key_of(message: Message) -> str:
     return key
 
 
-def _field(message: Message, name: str, kind: type | tuple[type, ...]) -> Any:
+def _field(message: Message, name: str, kind: Any) -> Any:
     value = message.get(name)
     if not isinstance(value, kind):
         state = "missing" if value is None else f"{value!r}, of the wrong type"

@@ -4,9 +4,10 @@ import asyncio
 import logging
 from pathlib import Path
 
-from cdm_serve.triton.client import TritonClient, TritonError, TritonLost
+from cdm_serve.backend import BackendError, BackendLost
+from cdm_serve.engine.card import ModelCard
+from cdm_serve.triton.client import TritonClient
 from cdm_serve.triton.inventory import Stamp, inventory
-from cdm_serve.triton.models import ModelCard
 from cdm_serve.triton.protocol import Message
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ class Shelf:
         """Look at a Triton that has just come up; ``missing`` is what it could not load.
 
         Raises:
-            TritonError: a model failed.
-            TritonLost: Triton went away.
+            BackendError: a model failed.
+            BackendLost: Triton went away.
         """
         self._stamps = {} if self._repository is None else inventory(self._repository)
         self.changing.clear()
@@ -51,7 +52,7 @@ class Shelf:
         """Ask a model what it is and does; raises what ``TritonClient.describe`` raises."""
         report = await client.describe(name)
         self.reports[name] = report
-        card = ModelCard.from_report(name, report)
+        card = ModelCard.from_json(report["card"])
         if self.cards.get(name) != card:
             self.cards[name] = card
             # In order, since the first is the default.
@@ -68,7 +69,7 @@ class Shelf:
                     await self._show(client)
                 else:
                     await self._adopt(client, inventory(self._repository))
-            except (TritonLost, TritonError) as error:
+            except (BackendLost, BackendError) as error:
                 logger.warning("cannot look for new models: %s", error)
 
     async def _show(self, client: TritonClient) -> None:
@@ -94,7 +95,7 @@ class Shelf:
         try:
             await client.load(name)
             await self.refresh(client, name)
-        except TritonError as error:
+        except BackendError as error:
             kept = "the one before stays" if name in self.cards else "it is not served"
             logger.error("model %s cannot be loaded, %s: %s", name, kept, error)
         else:
@@ -108,7 +109,7 @@ class Shelf:
         self.reports.pop(name, None)
         try:
             await client.unload(name)
-        except TritonError as error:
+        except BackendError as error:
             logger.error("model %s cannot be unloaded: %s", name, error)
         else:
             logger.warning("model %s was unloaded", name)

@@ -15,22 +15,12 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2 as wire
 
+from cdm_serve.backend import BackendError, BackendLost
 from cdm_serve.engine.job import EngineError, Partial, Picture, Pixels
 from cdm_serve.triton.protocol import Message, answer_of, cancel_message, encode
 
 Answer = Partial | Picture | Message
-
-
-class TritonLost(Exception):
-    """The server went away, or is not there yet; nothing is known about the request."""
-
-
-class TritonError(Exception):
-    """The model answered with an error; ``kind`` is that of ``EngineError``."""
-
-    def __init__(self, message: str, kind: str = "failed") -> None:
-        super().__init__(message)
-        self.kind = kind
+Answers = asyncio.Queue[Answer | Exception]
 
 
 class Stream:
@@ -39,21 +29,22 @@ class Stream:
     def __init__(self, service: Any) -> None:
         self._service = service
         self._requests: asyncio.Queue[wire.ModelInferRequest | None] = asyncio.Queue()
-        self._waiting: dict[str, asyncio.Queue[Answer | Exception]] = {}
+        self._waiting: dict[str, Answers] = {}
         self._lost: str | None = None
         # A task of its own, which nobody cancels.
         self._reader = asyncio.create_task(self._read())
 
-    def ask(self, model: str, key: str, message: Message) -> asyncio.Queue[Answer | Exception]:
+    def ask(self, model: str, key: str, message: Message, data: bytes) -> Answers:
         """Send a request; its answers, or what went wrong, come into the queue.
 
         Raises:
-            TritonLost: the stream is broken.
+            BackendLost: the stream is broken.
         """
         if self._lost is not None:
-            raise TritonLost(self._lost)
-        answers = self._waiting[key] = asyncio.Queue()
-        self._requests.put_nowait(_request(model, key, message))
+            raise BackendLost(self._lost)
+        answers: Answers = asyncio.Queue()
+        self._waiting[key] = answers
+        self._requests.put_nowait(_request(model, key, message, data))
         return answers
 
     def leave(self, model: str, key: str) -> None:
@@ -62,7 +53,7 @@ class Stream:
             self._requests.put_nowait(_request(model, f"{key}-cancel", cancel_message(key)))
 
     def fail(self, reason: str) -> None:
-        """Answer everything that waits, and whatever still comes, with TritonLost."""
+        """Answer everything that waits, and whatever still comes, with BackendLost."""
         self._lost = reason
         self._fail_waiting(reason)
 
@@ -100,14 +91,14 @@ class Stream:
         if not isinstance(answer, Partial):
             del self._waiting[response.id]
         if isinstance(answer, EngineError):
-            answers.put_nowait(TritonError(str(answer), answer.kind))
+            answers.put_nowait(BackendError(str(answer), answer.kind))
         else:
             answers.put_nowait(answer)
 
     def _fail_waiting(self, reason: str) -> None:
         waiting, self._waiting = self._waiting, {}
         for answers in waiting.values():
-            answers.put_nowait(TritonLost(reason))
+            answers.put_nowait(BackendLost(reason))
 
 
 def details(error: grpc.RpcError) -> str:
@@ -115,15 +106,19 @@ def details(error: grpc.RpcError) -> str:
     return str(error.details() if isinstance(error, grpc.Call) else error)
 
 
-def _request(model: str, key: str, message: Message) -> wire.ModelInferRequest:
+def _request(model: str, key: str, message: Message, data: bytes = b"") -> wire.ModelInferRequest:
     text = encode(message)
-    return wire.ModelInferRequest(
+    request = wire.ModelInferRequest(
         model_name=model,
         id=key,
         inputs=[{"name": "message", "datatype": "BYTES", "shape": [1]}],
         # A string travels behind its length.
         raw_input_contents=[struct.pack("<I", len(text)) + text],
     )
+    if data:
+        request.inputs.add(name="data", datatype="UINT8", shape=[len(data)])
+        request.raw_input_contents.append(data)
+    return request
 
 
 def _contents(response: wire.ModelInferResponse) -> tuple[Message, Pixels | None]:

@@ -10,10 +10,11 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 
+from cdm_serve.backend import BackendError, BackendLost
 from cdm_serve.engine.job import Job, Partial, Picture
 from cdm_serve.errors import StartError
 from cdm_serve.settings import Settings
-from cdm_serve.triton.client import TritonClient, TritonError, TritonLost
+from cdm_serve.triton.client import TritonClient
 from cdm_serve.triton.launcher import TritonProcess, errors_in
 from cdm_serve.triton.processes import alive
 from cdm_serve.triton.protocol import Message
@@ -82,22 +83,20 @@ class Supervisor:
                 await self._watcher
         await self._tear_down(graceful=True)
 
-    async def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
-        """Partial images and then the picture; see TritonClient.stream."""
+    def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
+        """See ``Backend``."""
         client = self._connected()
         if model not in self.models:
-            raise TritonError(f"{model} is no longer served", "invalid")
-        async with contextlib.aclosing(client.stream(model, job)) as answers:
-            async for answer in answers:
-                yield answer
+            raise BackendError(f"{model} is no longer served", "invalid")
+        return client.stream(model, job)
 
     async def describe(self, model: str) -> Message:
-        """What a model says of itself right now; see TritonClient.describe."""
+        """See ``Backend``."""
         return await self._connected().describe(model)
 
     def _connected(self) -> TritonClient:
         if not self.ready or self._client is None:
-            raise TritonLost("the model is being loaded")
+            raise BackendLost("the model is being loaded")
         return self._client
 
     async def _bring_up(self) -> None:
@@ -205,7 +204,7 @@ class Supervisor:
                         await self._shelf.refresh(client, name)
                 except TimeoutError:
                     return f"model {name} has not answered for {timeout:g} s"
-                except (TritonLost, TritonError) as error:
+                except (BackendLost, BackendError) as error:
                     # One that is being replaced or taken away may be gone by now.
                     if name in self.models and name not in self._shelf.changing:
                         return str(error)
@@ -221,7 +220,7 @@ class Supervisor:
         while True:
             try:
                 await self._bring_up()
-            except (StartError, TritonLost, TritonError) as error:
+            except (StartError, BackendLost, BackendError) as error:
                 logger.error("restart failed: %s; again in %g s", error, pause)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -13,7 +13,7 @@ from cdm_serve.api.admission import Admission, picture_alone, picture_work
 from cdm_serve.api.errors import ApiError
 from cdm_serve.api.pace import CROWD, Pace
 from cdm_serve.api.plan import Plan
-from cdm_serve.triton.models import ModelCard
+from cdm_serve.engine.card import ModelCard
 
 # In full batches a step costs 0.1 and a decoding 0.2; alone they cost 0.4 and 0.25.
 COSTS = {

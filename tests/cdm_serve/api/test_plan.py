@@ -5,8 +5,8 @@ import pytest
 from cdm_serve.api.errors import ApiError
 from cdm_serve.api.plan import make_plan
 from cdm_serve.api.schema import ImageRequest
-from cdm_serve.triton.client import TritonLost
-from cdm_serve.triton.models import ModelCard
+from cdm_serve.backend import BackendLost
+from cdm_serve.engine.card import ModelCard
 
 SIZE_COSTS = {"step": {"1": 0.2, "4": 0.4}, "decode": {"1": 0.1, "2": 0.2}, "batch": 4}
 COSTS = {"text": 0.05, "64x64": SIZE_COSTS, "96x64": SIZE_COSTS}
@@ -99,7 +99,7 @@ def test_refuses_a_long_prompt():
 
 
 def test_nothing_loaded_yet_is_not_the_clients_fault():
-    with pytest.raises(TritonLost):
+    with pytest.raises(BackendLost):
         make_plan(ImageRequest(prompt="x"), "", {}, prompt_limit=10)
 
 

@@ -4,12 +4,19 @@ import asyncio
 import contextlib
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from cdm_serve.backend import BackendError, BackendLost
+from cdm_serve.engine.card import ModelCard
 from cdm_serve.engine.job import Job, Partial
-from cdm_serve.triton.client import TritonClient, TritonError, TritonLost
+from cdm_serve.triton.client import TritonClient
+from cdm_serve.triton.processes import alive
+
+JOB = {"prompt": "x", "seed": 1, "steps": 4, "size": "64x64"}
+PIXEL = {"dtype": "uint8", "shape": [1, 1, 3]}
 
 
 @pytest.fixture
@@ -66,16 +73,16 @@ def test_describes_the_export(address, manifest):
         return await client.describe("tiny")
 
     report = with_client(address, use)
-    assert report["fingerprint"] == manifest.fingerprint
-    assert report["sizes"] == ["64x64", "96x64"]
-    assert report["max_steps"] == 16
+    card = ModelCard.from_json(report["card"])
+    assert card == replace(manifest.card(), pid=card.pid, costs=card.costs)
+    assert alive(card.pid)
     assert report["waiting"] == report["steps_waiting"] == 0
-    for size in report["sizes"]:
-        costs = report["costs"][size]
+    for size in card.sizes:
+        costs = card.costs[size]
         assert costs["step"]["1"] > 0
         assert costs["decode"]["1"] > 0
         assert str(costs["batch"]) in costs["step"]
-    assert report["costs"]["text"] > 0
+    assert card.costs["text"] > 0
 
 
 def test_one_stream_answers_everyone_with_his_own(address):
@@ -146,7 +153,7 @@ def test_who_leaves_saves_his_steps_and_disturbs_nobody(address, leave):
 def test_a_passed_deadline_is_an_error_of_its_own(address):
     async def use(client):
         before = (await client.describe("tiny"))["counters"]
-        with pytest.raises(TritonError, match="deadline") as caught:
+        with pytest.raises(BackendError, match="deadline") as caught:
             await picture(client, Job("a fox", 1, 4, "64x64", deadline=time.time() - 1))
         assert caught.value.kind == "expired"
         assert await picture(client, Job("a fox", 1, 1, "64x64", deadline=time.time() + 100))
@@ -163,6 +170,10 @@ def test_a_passed_deadline_is_an_error_of_its_own(address):
         ({"command": "generate"}, "prompt is missing"),
         ({"command": "generate", "prompt": "x"}, "seed is missing"),
         ({"command": "generate", "prompt": "x", "seed": "1"}, "seed is '1', of the wrong type"),
+        ({"command": "generate", **JOB, "steps": None}, "steps is missing"),
+        ({"command": "generate", **JOB, "strength": 0.5}, "strength: unknown to this engine"),
+        ({"command": "generate", **JOB, "tensors": {"a": PIXEL}}, "cannot reshape array of size 0"),
+        ({"command": "generate", **JOB, "tensors": {"a": {}}}, "bad message: KeyError: 'dtype'"),
         ({"command": "cancel"}, "key is missing"),
         ({"command": "dance"}, "command 'dance' is unknown"),
         ([1, 2], "no JSON object"),
@@ -170,9 +181,10 @@ def test_a_passed_deadline_is_an_error_of_its_own(address):
 )
 def test_errors_are_answers(address, message, complaint):
     async def use(client):
-        await anext(client._ask("tiny", message))
+        with client._ask("tiny", message) as answers:
+            raise await answers.get()
 
-    with pytest.raises(TritonError, match=complaint) as caught:
+    with pytest.raises(BackendError, match=complaint) as caught:
         with_client(address, use)
     assert caught.value.kind == "invalid"
 
@@ -185,14 +197,14 @@ def test_errors_are_answers(address, message, complaint):
     ],
 )
 def test_refusals_name_what_is_served(address, job, complaint):
-    with pytest.raises(TritonError, match=complaint) as caught:
+    with pytest.raises(BackendError, match=complaint) as caught:
         with_client(address, lambda client: picture(client, job))
     assert caught.value.kind == "invalid"
 
 
 def test_an_error_of_triton_itself_fails_what_waits_and_the_stream_goes_on(address):
     async def use(client):
-        with pytest.raises(TritonLost, match="nowhere"):
+        with pytest.raises(BackendLost, match="nowhere"):
             await client.describe("nowhere")
         return await picture(client, Job("a fox", 1, 1, "64x64"))
 
@@ -202,7 +214,7 @@ def test_an_error_of_triton_itself_fails_what_waits_and_the_stream_goes_on(addre
 def test_nobody_listening_is_one_clear_error():
     async def use(client):
         assert not await client.ready()
-        with pytest.raises(TritonLost, match="connection to Triton broke"):
+        with pytest.raises(BackendLost, match="connection to Triton broke"):
             await client.describe("tiny")
 
     with_client("127.0.0.1:9", use)

@@ -145,7 +145,7 @@ def test_a_cancel_comes_to_the_one_that_has_the_request(tritons):
         direct = [TritonClient(triton.address) for triton in tritons]
         connected = set()
         while len(connected) < len(tritons):
-            connected.add((await client.describe("tiny"))["pid"])
+            connected.add((await client.describe("tiny"))["card"]["pid"])
         leaving = [first(client, seed, partials=3) for seed in range(16)]
         staying = [first(client, seed, partials=0) for seed in range(8)]
         kinds = [type(answer) for answer in await asyncio.gather(*leaving, *staying)]
@@ -157,7 +157,8 @@ def test_a_cancel_comes_to_the_one_that_has_the_request(tritons):
                 break
             assert time.monotonic() < until
         # A cancel for what is elsewhere, or over, is answered and changes nothing.
-        await anext(direct[0]._ask("tiny", {"command": "cancel", "key": "nobody's"}))
+        with direct[0]._ask("tiny", {"command": "cancel", "key": "nobody's"}) as answers:
+            assert await answers.get() == {"kind": "report"}
         for one in (client, *direct):
             await one.close()
         return [report["counters"] for report in reports]
