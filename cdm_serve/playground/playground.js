@@ -185,9 +185,9 @@ async function generate() {
         milliseconds: performance.now() - since,
       };
       batch[event.image_index] = picture;
-      await keep(picture);
       complete(tile, picture);
       if (tile === tiles[0]) describe(picture);
+      await keep(picture);
     }
     if (batch.filter(Boolean).length < body.n) {
       throw new Error("The connection ended before every picture had come.");
@@ -203,7 +203,11 @@ async function generate() {
   } finally {
     end();
     const made = batch.filter(Boolean);
-    show(made.length ? made : before);
+    if (made.length < body.n) show(made.length ? made : before);
+    else {
+      shown = made;
+      describe(current);
+    }
   }
 }
 
@@ -687,7 +691,7 @@ $("facts").after(actions(() => current));
 $("lightbox-facts").after(actions(() => album[page]));
 $("examples").append(...EXAMPLES.map(text => button(text, () => {
   $("prompt").value = text;
-  generate();
+  $("form").requestSubmit();
 }, "")));
 $("form").onsubmit = event => { event.preventDefault(); generate(); };
 $("form").onkeydown = event => {
