@@ -1,5 +1,6 @@
 """One tiny real export and one real server for the whole session."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -127,24 +128,51 @@ def descendants(root: int) -> dict[int, str]:
         found |= more
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """A folder that the first process of the session (``pytest -n``) makes, for all to read."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder = base / name
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                make(folder.with_suffix(".unfinished"))
+                folder.with_suffix(".unfinished").rename(folder)
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def student(once: Once) -> Path:
     """A tiny random student; made in a process of its own, so that torch stays out of this one."""
-    folder = tmp_path_factory.mktemp("student") / "tiny"
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    subprocess.run([sys.executable, "-c", STUDENT, folder], check=True, env=environment)
-    return folder
+    return once(
+        "tiny",
+        lambda folder: subprocess.run(
+            [sys.executable, "-c", STUDENT, folder], check=True, env=environment
+        ),
+    )
 
 
 @pytest.fixture(scope="session")
-def repository(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(student: Path, once: Once) -> Path:
     """What cdm-export makes of it, in two sizes."""
-    folder = tmp_path_factory.mktemp("export") / "model_repository"
-    command = [sys.executable, "-m", "export.cli", student, "--to", "onnx", "--out", folder]
-    subprocess.run([*command, "--sizes", "64x64,96x64"], check=True, cwd=ROOT)
-    # What a killed export leaves behind; every server of the tests starts beside it.
-    (folder / ".tiny.0123abcd.export" / "1").mkdir(parents=True)
-    return folder
+
+    def export(folder: Path) -> None:
+        command = [sys.executable, "-m", "export.cli", student, "--to", "onnx", "--out", folder]
+        subprocess.run([*command, "--sizes", "64x64,96x64"], check=True, cwd=ROOT)
+        # What a killed export leaves behind; every server of the tests starts beside it.
+        (folder / ".tiny.0123abcd.export" / "1").mkdir(parents=True)
+
+    return once("model_repository", export)
 
 
 @pytest.fixture(scope="session")
