@@ -23,11 +23,11 @@ from benchmarks.files import write_whole
 from benchmarks.variants import VARIANTS
 from distill import checkpoint
 from distill.adapters import load_adapter
+from distill.demo.emoji.compose import Composition
+from distill.demo.emoji.judge import JudgeNetwork, load_judge
+from distill.demo.emoji.score import sample_all
+from distill.demo.emoji.verdict import held_out, score_pictures
 from distill.distillation import distil
-from distill.emoji.compose import Composition
-from distill.emoji.judge import JudgeNetwork, load_judge
-from distill.emoji.score import sample_all
-from distill.emoji.verdict import held_out, score_pictures
 from distill.recipe import Recipe
 from distill.recipe_file import read_recipe
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distill.parallel import blocks
+from distill.networks import blocks
 
 
 class Units:

@@ -11,13 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distill import optimiser as adam
 from distill.adapters import Condition
-from distill.draws import Draws
-from distill.ema import ramped_decay
-from distill.flow import euler, noised, predicted_x0
+from distill.flow import Anchors, euler, noised, predicted_x0
 from distill.losses import ca_loss, dm_loss
-from distill.rollout import Anchors
+from distill.networks import adamw_step, ramped_decay
+from distill.rng import Draws
 from distill.trainer import Trainer
 
 
@@ -51,7 +49,7 @@ class ReleasedTrainer(Trainer):
         }
         self._backward(torch.stack(list(losses.values())).sum(), self.student, 0, 1)
         recipe = self.recipe.optimiser
-        norm = adam.step(self.student_optimiser, recipe.student_rate, self.updates, recipe)
+        norm = adamw_step(self.student_optimiser, recipe.student_rate, self.updates, recipe)
         self.average.update(ramped_decay(self.updates, self.recipe.ema))
         return {name: loss.detach() for name, loss in losses.items()} | {"gradient": norm}
 

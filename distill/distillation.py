@@ -16,11 +16,10 @@ from distill import checkpoint
 from distill.adapters import load_adapter
 from distill.errors import DistillError
 from distill.files import drop_unfinished
+from distill.log import RunLog, TrainingProgress
 from distill.parallel import Processes
-from distill.progress import TrainingProgress
 from distill.prompts import PromptStream, read_prompts
 from distill.recipe import Recipe
-from distill.runlog import RunLog
 from distill.student import save_student
 from distill.trainer import Trainer
 from distill.training import train

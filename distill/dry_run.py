@@ -10,11 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from distill.adapters import Adapter
-from distill.memory import Footprint, estimate, footprint, samples_at_once
+from distill.cost import (
+    Footprint,
+    estimate,
+    footprint,
+    mean_anchor,
+    samples_at_once,
+    units_per_update,
+)
 from distill.prompt_sources import is_dataset, read_prompts
 from distill.recipe import Recipe
 from distill.skeleton import condition_of, load_skeleton, networks_of
-from distill.units import mean_anchor, units_per_update
 
 _FLOAT = 4
 _WHEN = {"transformer": "teacher, student and fake teacher, always", "vae": "for previews"}

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.files import whole_file
-from distill.patch_distance import patch_distance
+from distill.frechet import patch_distance
 from distill.preview import FixedSamples, pictures_of
 from distill.trainer import Trainer
 

@@ -1,7 +1,8 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and pictures as a file."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from PIL import Image
 from safetensors import SafetensorError
+from torch import Tensor
 
 from distill.errors import DistillError
 
@@ -83,3 +86,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def save_grid(pictures: Tensor, path: Path, columns: int | None = None) -> None:
+    """Write pictures (B, 3, H, W) in [0, 1] as one PNG, row by row.
+
+    Args:
+        pictures: values outside [0, 1] are cut off.
+        path: where to.
+        columns: pictures in a row; without it the grid is nearly square.
+
+    Raises:
+        DistillError: it cannot be written.
+    """
+    count, _, height, width = pictures.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    grid = Image.new("RGB", (columns * width, math.ceil(count / columns) * height), "white")
+    levels = pictures.float().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu()
+    for i, pixels in enumerate(levels.numpy()):
+        grid.paste(Image.fromarray(pixels), (i % columns * width, i // columns * height))
+    with whole_file(path) as temporary:
+        grid.save(temporary, format="PNG")

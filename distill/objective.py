@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from distill.adapters import Condition
-from distill.draws import Draws, Level
-from distill.flow import euler, noised, predicted_x0
+from distill.flow import Anchors, Point, Velocity, euler, merged, noised, predicted_x0
 from distill.losses import ca_loss, dm_loss, flow_matching_loss
-from distill.passes import Point, merged
 from distill.recipe import LossRecipe
-from distill.rollout import Anchors, Velocity
+from distill.rng import Draws, Level
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from distill.ema import trained
 from distill.errors import DistillError
+from distill.networks import blocks, trained
 
 
 class Processes:
@@ -108,12 +108,6 @@ class Processes:
         """Until every process is here."""
         if self.count > 1:
             dist.barrier()
-
-
-def blocks(network: nn.Module) -> list[nn.Module]:
-    """A transformer's blocks: what is compiled, sharded and recomputed one at a time."""
-    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
-    return [block for blocks in lists for block in blocks]
 
 
 def _check(device: str) -> None:

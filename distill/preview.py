@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from distill.adapters import Condition
-from distill.rollout import Velocity
-from distill.sampling import sample
+from distill.flow import Velocity, sample
 from distill.trainer import Trainer
 
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from distill.adapters import Adapter, load_adapter
 from distill.adapters.loading import pipeline_folder
 from distill.files import whole_folder
-from distill.lora import add_lora, merge_lora
+from distill.networks import add_lora, merge_lora
 from distill.recipe import Recipe
 from distill.trainer import Trainer
 

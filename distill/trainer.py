@@ -16,16 +16,23 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from distill import optimiser as adam
 from distill.adapters import Adapter, Condition
-from distill.draws import Dice, Draws
-from distill.ema import Average, move_towards, ramped_decay, trained
 from distill.errors import DistillError
-from distill.lora import add_lora
+from distill.flow import Anchors, Velocity, rollout
+from distill.networks import (
+    Average,
+    adamw,
+    adamw_step,
+    add_lora,
+    blocks,
+    move_towards,
+    ramped_decay,
+    trained,
+)
 from distill.objective import Velocities, fake_loss, student_losses
-from distill.parallel import Processes, blocks
+from distill.parallel import Processes
 from distill.recipe import Recipe
-from distill.rollout import Anchors, Velocity, rollout
+from distill.rng import Draws, Rng
 
 if TYPE_CHECKING:
     from distill.prompts import PromptStream
@@ -63,7 +70,7 @@ class Trainer:
         self.prompts, self.null = prompts, null.to(self.device)
         self.latent_shape = adapter.latent_shape(recipe.height, recipe.width)
         self.rows = processes.rows(recipe.batch, recipe.runtime.accumulate)
-        self.dice = Dice(recipe, self.latent_shape, self._shift, self.rows, self.device)
+        self.rng = Rng(recipe, self.latent_shape, self._shift, self.rows, self.device)
         self.updates = 0
 
         teacher = adapter.transformer.eval().requires_grad_(False)
@@ -83,8 +90,8 @@ class Trainer:
             teacher=self._velocity_of(teacher),
             fake=self._velocity_of(self.fake),
         )
-        self.student_optimiser = adam.adamw(self.student, recipe.optimiser)
-        self.fake_optimiser = adam.adamw(self.fake, recipe.optimiser)
+        self.student_optimiser = adamw(self.student, recipe.optimiser)
+        self.fake_optimiser = adamw(self.fake, recipe.optimiser)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -108,7 +115,7 @@ class Trainer:
             iteration = self.updates * self.recipe.fake_updates + part
             last = part == self.recipe.fake_updates - 1
             condition = self._next_prompts(iteration)
-            draws = self.dice.iteration(student=last)
+            draws = self.rng.iteration(student=last)
             cut = [(draws[rows], condition[rows]) for rows in self._parts()]
             # The forward at the anchor, with its gradient, is half of the student's pass; but the
             # graphs of several parts would have to live through the fake teacher's update.
@@ -131,7 +138,7 @@ class Trainer:
             "average": self.average.values,
             "student_optimiser": get_optimizer_state_dict(self.student, self.student_optimiser),
             "fake_optimiser": get_optimizer_state_dict(self.fake, self.fake_optimiser),
-            "dice": self.dice.state_dict(),
+            "rng": self.rng.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,7 +156,7 @@ class Trainer:
             (self.fake, self.fake_optimiser, "fake_optimiser"),
         ):
             set_optimizer_state_dict(network, optimiser, state[key])
-        self.dice.load_state_dict(state["dice"])
+        self.rng.load_state_dict(state["rng"])
 
     def _trainable(self, teacher: nn.Module) -> nn.Module:
         network = copy.deepcopy(teacher).float()
@@ -213,7 +220,7 @@ class Trainer:
         for i, (draws, condition) in enumerate(cut):
             losses.append(fake_loss(self.velocities.fake, x0[i], condition, draws.fake))
             self._backward(losses[-1], self.fake, i, len(cut))
-        norm = adam.step(self.fake_optimiser, recipe.fake_rate, iteration, recipe)
+        norm = adamw_step(self.fake_optimiser, recipe.fake_rate, iteration, recipe)
         targets = list(_values(self.student).values())
         move_towards(list(_values(self.fake).values()), targets, self.recipe.fake_pull)
         whole = torch.cat(x0)
@@ -236,7 +243,7 @@ class Trainer:
             weighted = [getattr(weights, name) * loss for name, loss in losses.items()]
             self._backward(torch.stack(weighted).sum(), self.student, i, len(cut))
             parts.append({name: loss.detach() for name, loss in losses.items()})
-        norm = adam.step(self.student_optimiser, recipe.student_rate, self.updates, recipe)
+        norm = adamw_step(self.student_optimiser, recipe.student_rate, self.updates, recipe)
         self.average.update(ramped_decay(self.updates, self.recipe.ema))
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         return means | {"gradient": norm}

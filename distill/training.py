@@ -13,8 +13,8 @@ from torch import Tensor
 from distill import checkpoint
 from distill.errors import DistillError
 from distill.evaluation import Evaluation
+from distill.log import RunLog
 from distill.preview import FixedSamples, pictures_of
-from distill.runlog import RunLog
 from distill.trainer import Trainer
 
 Report = Callable[[dict[str, float]], None]

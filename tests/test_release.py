@@ -34,9 +34,9 @@ def test_what_the_commands_read_is_in_it(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0].partition("-")[0] for name in wheel.namelist()}
     assert tops == {"cdm_serve", "distill", "export", "benchmarks"}
     # Every file of these kinds that git has, and each as it is here.
-    here = [ROOT / "distill/emoji/sprites.png"]
+    here = [ROOT / "distill/demo/emoji/sprites.png"]
     patterns = ["cdm_serve/playground/*", "distill/recipes/*", "distill/accelerate/*"]
-    for pattern in [*patterns, "export/triton/*.p*", "*/*/*.py"]:
+    for pattern in [*patterns, "export/triton/*.p*", "*/*/*.py", "*/*/*/*.py"]:
         here += [path for path in ROOT.glob(pattern) if path.parts[len(ROOT.parts)] in tops]
     assert len(here) > 50
     for path in here:
@@ -44,7 +44,7 @@ def test_what_the_commands_read_is_in_it(wheel: zipfile.ZipFile) -> None:
 
 
 def test_its_licences(wheel: zipfile.ZipFile) -> None:
-    for name in ("LICENSE", "distill/emoji/OFL.txt"):
+    for name in ("LICENSE", "distill/demo/emoji/OFL.txt"):
         inside = f"cdm_serve-{cdm_serve.__version__}.dist-info/licenses/{name}"
         assert wheel.read(inside) == (ROOT / name).read_bytes()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from distill.emoji.vocabulary import COLORS, POSITIONS
+from distill.demo.emoji.vocabulary import COLORS, POSITIONS
 
 MODELS = Path(__file__).parents[1] / "models"
 # Subject, position, background: none of the subjects has the colour it stands on.

@@ -15,10 +15,10 @@ from benchmarks.counting import Units
 from benchmarks.distill import Spread
 from benchmarks.released import ReleasedTrainer
 from distill.adapters import load_adapter
-from distill.draws import Dice
 from distill.parallel import Processes
 from distill.prompts import PromptStream
 from distill.recipe import Recipe, RuntimeRecipe, ScheduleRecipe
+from distill.rng import Rng
 from distill.trainer import Trainer
 
 UPDATES = 4
@@ -63,7 +63,7 @@ def counted(form: type[Trainer], recipe: Recipe) -> list[float]:
 
 def draws(recipe: Recipe) -> list[tuple[int, float, int, float]]:
     """Of each update N and the mean index in both of its iterations."""
-    dice = Dice(recipe, (4, 16, 16), lambda sigmas: sigmas, slice(0, 3), torch.device("cpu"))
+    dice = Rng(recipe, (4, 16, 16), lambda sigmas: sigmas, slice(0, 3), torch.device("cpu"))
     updates = []
     for _ in range(UPDATES):
         pair = [dice.iteration(student=last) for last in (False, True)]

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from distill.errors import DistillError
-from distill.files import drop_unfinished, whole_file, whole_folder
+from distill.files import drop_unfinished, save_grid, whole_file, whole_folder
 
 FULL = "/dev/full"  # every write to it fails with "No space left on device"
 
@@ -91,3 +94,12 @@ def test_what_a_kill_left_is_dropped(tmp_path: Path) -> None:
     drop_unfinished(tmp_path)
     drop_unfinished(tmp_path / "no such folder")
     assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_the_grid_holds_the_pictures_row_by_row(tmp_path: Path) -> None:
+    pictures = torch.stack([torch.full((3, 2, 4), value) for value in (0.0, 0.2, 0.4, 0.6, 0.8)])
+    save_grid(pictures, tmp_path / "grid.png")
+    pixels = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert pixels.shape == (4, 12, 3)  # 3 columns, 2 rows
+    corners = [pixels[2 * (i // 3), 4 * (i % 3), 0] for i in range(6)]
+    assert corners == [0, 51, 102, 153, 204, 255]  # an empty place is white

@@ -7,10 +7,10 @@ import torch
 from pipelines import PROMPTS
 
 from distill.adapters import Condition, Sd3Adapter
-from distill.draws import Draws, Level
+from distill.flow import Anchors
 from distill.objective import Velocities, fake_loss, student_losses
 from distill.recipe import LossRecipe
-from distill.rollout import Anchors
+from distill.rng import Draws, Level
 
 SHAPE = (4, 16, 16)
 

@@ -12,7 +12,7 @@ from pipelines import PROMPTS
 from distill import checkpoint
 from distill.cli import main
 from distill.errors import DistillError
-from distill.runlog import RunLog
+from distill.log import RunLog
 
 
 @pytest.fixture

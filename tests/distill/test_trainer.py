@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from distill.adapters import Adapter, Sd3Adapter
-from distill.ema import ramped_decay
 from distill.errors import DistillError
+from distill.networks import ramped_decay
 from distill.objective import fake_loss
 from distill.parallel import Processes
 from distill.recipe import (
@@ -109,7 +109,7 @@ def test_samples_forwarded_in_one_update(
         return real(self, model, x, sigma, condition)
 
     indices: list[int] = []
-    real_iteration = trainer.dice.iteration
+    real_iteration = trainer.rng.iteration
 
     def noting(student):
         draws = real_iteration(student)
@@ -117,7 +117,7 @@ def test_samples_forwarded_in_one_update(
         return draws
 
     monkeypatch.setattr(Sd3Adapter, "velocity", counting)
-    monkeypatch.setattr(trainer.dice, "iteration", noting)
+    monkeypatch.setattr(trainer.rng, "iteration", noting)
     trainer.update()
 
     def spent(name: str, gradient: bool) -> int:
@@ -161,7 +161,7 @@ def test_a_state_continues_bit_for_bit(make: Make, recipe: Recipe, rank: int) ->
         assert torch.equal(flat(getattr(resumed, part)), flat(getattr(straight, part))), part
     for name, value in resumed.average.values.items():
         assert torch.equal(value, straight.average.values[name])
-    assert torch.equal(resumed.dice.generator.get_state(), straight.dice.generator.get_state())
+    assert torch.equal(resumed.rng.generator.get_state(), straight.rng.generator.get_state())
 
 
 def test_adapters_alone_are_trained_and_kept(make: Make, recipe: Recipe) -> None:
@@ -231,7 +231,7 @@ def test_the_fake_teacher_learns_the_students_pictures(make: Make, recipe: Recip
     """With a student that stands still, flow matching on fixed draws gets better."""
     fast = OptimiserRecipe(student_rate=0.0, fake_rate=5e-3, warmup=1)
     trainer = make(replace(recipe, optimiser=fast, batch=8, loss=LossRecipe(1, 0, 0)))
-    draws = trainer.dice.iteration(student=False)
+    draws = trainer.rng.iteration(student=False)
     condition = trainer.prompts.at(range(8))
     pictures = trainer._anchors(draws, condition, graded=False).x0
 

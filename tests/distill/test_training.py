@@ -10,8 +10,8 @@ import torch
 
 from distill import checkpoint
 from distill.errors import DistillError
+from distill.log import RunLog
 from distill.recipe import EvaluationRecipe, LogRecipe, OptimiserRecipe, Recipe
-from distill.runlog import RunLog
 from distill.trainer import Trainer
 from distill.training import train
 

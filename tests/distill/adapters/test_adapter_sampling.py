@@ -9,7 +9,7 @@ from pipelines import tiny_longcat, tiny_sd3
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from distill.adapters import Adapter, Condition, load_adapter
-from distill.sampling import sample
+from distill.flow import sample
 
 PROMPTS = ["a fox in the snow", "a sign that says 'two owls'"]
 SIGMAS = [1.0, 0.75, 0.5, 0.25]

@@ -1,0 +1,131 @@
+"""What of a network is trained and how: AdamW, the moving average, low-rank adapters.
+
+Low-rank adapters (arXiv 2106.09685) are on every linear layer inside the transformer's blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from distill.recipe import LoraRecipe, OptimiserRecipe
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """A transformer's blocks: what is compiled, sharded and recomputed one at a time."""
+    lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
+    return [block for blocks in lists for block in blocks]
+
+
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """A network's parameters that are trained, by name."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+def adamw(network: nn.Module, recipe: OptimiserRecipe) -> AdamW:
+    """The optimiser of a network's trained parameters; ``adamw_step`` sets its learning rate."""
+    return AdamW(
+        list(trained(network).values()),
+        betas=(recipe.beta1, recipe.beta2),
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+
+
+def adamw_step(optimiser: AdamW, rate: float, done: int, recipe: OptimiserRecipe) -> Tensor:
+    """Clip the gradients together, update, forget them.
+
+    Args:
+        optimiser: of the network whose gradients are there.
+        rate: the learning rate after the warm-up.
+        done: steps this optimiser has taken, for the warm-up.
+        recipe: warm-up and clipping.
+
+    Returns:
+        The gradient's norm before clipping, a scalar on the device.
+    """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    norm: Any = nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
+    for group in optimiser.param_groups:
+        group["lr"] = rate * min(1.0, (done + 1) / max(1, recipe.warmup))
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole
+
+
+def ramped_decay(updates: int, greatest: float) -> float:
+    """``min((1 + k) / (10 + k), greatest)`` after k updates: early averages forget quickly."""
+    return min((1 + updates) / (10 + updates), greatest)
+
+
+@torch.no_grad()
+def move_towards(values: Sequence[Tensor], targets: Sequence[Tensor], part: float) -> None:
+    """``values <- (1 - part) * values + part * targets``, tensor by tensor in place."""
+    torch._foreach_lerp_(list(values), list(targets), part)
+
+
+class Average:
+    """The average beside the network: one more tensor for each trained parameter, no more.
+
+    Where the network is sharded, so is its average.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.values = {name: p.detach().clone() for name, p in trained(network).items()}
+
+    def update(self, decay: float) -> None:
+        """Move towards the network's parameters as they are now."""
+        targets = [p.detach() for p in trained(self.network).values()]
+        move_towards(list(self.values.values()), targets, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the context the network holds the averages, and this object its parameters."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in trained(self.network).items():
+            kept = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(kept)
+
+
+def add_lora(network: nn.Module, recipe: LoraRecipe, seed: int) -> None:
+    """Put adapters into a network; afterwards they alone are trained.
+
+    Their product starts at zero, one factor of it at random: alike in every process.
+    """
+    inside = {id(layer) for block in blocks(network) for layer in block.modules()}
+    names = [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) and id(layer) in inside
+    ]
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=names)
+    network.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, network)
+
+
+def merge_lora(network: nn.Module) -> None:
+    """Add what the adapters learnt to the weights and take the adapters out again."""
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            parent = network.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], layer.get_base_layer())

@@ -1,0 +1,181 @@
+"""A few real steps of both trainings, and that a resumed run is the run itself."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from pipelines import tiny_sd3
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from distill.demo.emoji.__main__ import main
+from distill.demo.emoji.composer import drawn
+from distill.demo.emoji.latents import draw_pool, latent_pool, live_pool
+from distill.demo.emoji.loop import Plan, train
+from distill.demo.emoji.teacher import Teacher, sample, train_teacher, warm_start
+from distill.demo.emoji.text import TEXT_LENGTH, new_tokenizer, token_ids
+from distill.demo.emoji.vae import new_vae, train_vae
+from distill.errors import DistillError
+
+MODELS = Path(__file__).parents[4] / "models"
+
+
+def no_preview(averaged: nn.Module, path: Path) -> None:
+    pass
+
+
+def loss_of(module: nn.Linear, draw: int, count: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(draw)
+    x = torch.randn(count, 3, generator=generator)
+    return {"loss": (module(x) - x.flip(-1)).square().mean()}
+
+
+def trained(run: Path, limits: list[float]) -> nn.Module:
+    """Train 40 steps, in as many calls as there are limits in minutes."""
+    for minutes in limits:
+        torch.manual_seed(0)
+        module = nn.Linear(3, 3)
+        plan = Plan(40, 8, 0.05, warmup=5, minutes=minutes)
+
+        def loss_at(draw: int, count: int, module: nn.Linear = module) -> dict[str, Tensor]:
+            return loss_of(module, draw, count)
+
+        averaged = train(plan, module, loss_at, run, no_preview)
+    return averaged
+
+
+def test_a_run_in_pieces_equals_a_straight_one(tmp_path: Path) -> None:
+    straight = trained(tmp_path / "straight", [math.inf])
+    short = trained(tmp_path / "pieces", [1e-9])
+    pieces = trained(tmp_path / "pieces", [math.inf])
+    for a, b, c in zip(*(m.parameters() for m in (straight, pieces, short)), strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+    rows = [json.loads(line) for line in (tmp_path / "straight/log.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 1.0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    module = nn.Linear(3, 3)
+
+    def loss_at(draw: int, count: int) -> dict[str, Tensor]:
+        return {"loss": loss_of(module, draw, count)["loss"] * float("nan")}
+
+    with pytest.raises(DistillError, match="lower the learning rate"):
+        train(Plan(30, 8, 0.05), module, loss_at, tmp_path, no_preview)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CLIPTokenizer:
+    return new_tokenizer()
+
+
+def test_the_tokenizer_knows_captions_and_takes_anything(tokenizer: CLIPTokenizer) -> None:
+    assert tokenizer.tokenize("an owl on a purple background") == [
+        "an</w>", "owl</w>", "on</w>", "a</w>", "purple</w>", "background</w>",
+    ]  # fmt: skip
+    ids = token_ids(tokenizer, ["", "Über-größe 🦊!", "word " * 100])
+    assert ids.shape == (3, TEXT_LENGTH)
+    assert int(ids.max()) < len(tokenizer)
+
+
+def test_the_shipped_models_read_with_this_tokenizer(tokenizer: CLIPTokenizer) -> None:
+    shipped = CLIPTokenizer.from_pretrained(MODELS / "emoji-teacher" / "tokenizer")
+    assert shipped.get_vocab() == tokenizer.get_vocab()
+
+
+def test_from_pictures_to_a_pipeline(tmp_path: Path, tokenizer: CLIPTokenizer) -> None:
+    """One step of each training gives a pipeline that samples, saves and loads."""
+    vae = train_vae(tmp_path / "vae", Plan(1, 2, 1e-3)).requires_grad_(False)
+    assert vae.config.scaling_factor != new_vae().config.scaling_factor
+    pool = latent_pool(vae, tokenizer, 48, 6, 4, tmp_path / "pool.safetensors")
+    assert pool.latents.shape == (10, 8, 16, 16)
+    assert pool.latents.float().std().item() == pytest.approx(1, abs=0.25)
+    fewer = latent_pool(vae, tokenizer, 48, 3, 2, tmp_path / "pool.safetensors")
+    assert (len(fewer.ids), fewer.singles) == (5, 3)  # another pool, not the cached one
+    plan = Plan(1, 2, 1e-3)
+    teacher = train_teacher(tmp_path / "teacher", plan, vae, tokenizer, pool, pairs=0.5)
+    pipeline = teacher.pipeline(vae, tokenizer)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    loaded = StableDiffusion3Pipeline.from_pretrained(
+        tmp_path / "pipeline", text_encoder_3=None, tokenizer_3=None
+    )
+    loaded.set_progress_bar_config(disable=True)
+    ours, theirs = (sample(p, ["a fox"], steps=2) for p in (pipeline, loaded))
+    assert torch.equal(ours, theirs)
+
+    newer = Teacher(tokenizer)
+    warm_start(newer, tokenizer, tmp_path / "pipeline")
+    for a, b in zip(newer.parameters(), teacher.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_decoder_is_trained_on_alone(tmp_path: Path, capsys) -> None:
+    """The encoder stays bit for bit; a decoder that became worse is not taken."""
+    torch.manual_seed(0)
+    folder = tmp_path / "pipeline/vae"
+    new_vae().to(torch.float16).save_pretrained(folder)
+    before = AutoencoderKL.from_pretrained(folder).state_dict()
+    ask = ["decoder", str(tmp_path / "pipeline"), "--steps", "3", "--batch", "2"]
+    assert main([*ask, "--folder", str(tmp_path / "run"), "--rate", "0.02"]) == 0
+    after = AutoencoderKL.from_pretrained(folder).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    capsys.readouterr()
+
+    assert main([*ask, "--folder", str(tmp_path / "wild"), "--rate", "1e4"]) == 2
+    assert f"{folder} is better and stays" in capsys.readouterr().err
+    kept = AutoencoderKL.from_pretrained(folder).state_dict()
+    assert all(torch.equal(kept[name], after[name]) for name in after)
+
+
+def test_a_live_pool_draws_what_its_captions_say(tokenizer: CLIPTokenizer) -> None:
+    """Encoded and decoded again by the shipped autoencoder, a picture is the drawn one."""
+    vae = AutoencoderKL.from_pretrained(MODELS / "emoji-teacher" / "vae", dtype=torch.float32)
+    live = live_pool(vae, tokenizer, 48, 12, 4)
+    compositions = draw_pool(48, 12, 4)
+    rows = torch.arange(16)
+    latents = live.at(rows, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        restored = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
+    error = (restored / 2 + 0.5 - drawn(compositions, 3)).square().mean().item()
+    assert -10 * math.log10(error) > 22  # dB; the pictures of two rows are some 8 dB apart
+
+
+def test_a_teacher_of_another_vocabulary_is_no_start(
+    tmp_path: Path, tokenizer: CLIPTokenizer
+) -> None:
+    tiny_sd3(tmp_path)
+    with pytest.raises(DistillError, match="another vocabulary"):
+        warm_start(Teacher(tokenizer), tokenizer, tmp_path)
+
+
+def test_memory_layout_does_not_change_the_training(tmp_path: Path) -> None:
+    """Gradients share one buffer, and the fused optimizer walks it as the weights lie."""
+    weights = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        module = nn.Conv2d(3, 4, 3).to(memory_format=layout)
+
+        def loss_at(draw: int, count: int, module: nn.Conv2d = module) -> dict[str, Tensor]:
+            generator = torch.Generator().manual_seed(draw)
+            x = torch.randn(count, 3, 8, 8, generator=generator)
+            return {"loss": (module(x) - 1).square().mean()}
+
+        run = tmp_path / str(layout)
+        weights.append(train(Plan(10, 4, 0.01, warmup=1), module, loss_at, run, no_preview))
+    for a, b in zip(*(module.parameters() for module in weights), strict=True):
+        torch.testing.assert_close(a.contiguous(), b.contiguous(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("subjects", ["1", "65", "many"])
+def test_refuses_a_vocabulary_that_does_not_exist(
+    subjects: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["teacher", "--subjects", subjects])
+    assert stopped.value.code == 2
+    assert "expected a whole number from 2 to 64" in capsys.readouterr().err
