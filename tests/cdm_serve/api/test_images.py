@@ -103,6 +103,7 @@ def test_every_picture_comes_with_its_receipt(server, manifest):
     for index, item in enumerate(answer["data"]):
         receipt = item["receipt"]
         batches, milliseconds = receipt.pop("batches"), receipt.pop("milliseconds")
+        spans = receipt.pop("spans")
         assert receipt == {
             "seed": 3 + index,
             "steps": 2,
@@ -114,6 +115,15 @@ def test_every_picture_comes_with_its_receipt(server, manifest):
         assert all(batch >= 1 for batch in batches)
         assert {"queue", "text", "steps", "decode", "encode"} <= set(milliseconds)
         assert all(value >= 0 for value in milliseconds.values())
+        for stage, whole in milliseconds.items():
+            parts = [spent for name, _, spent in spans if name == stage]
+            assert sum(parts) == pytest.approx(whole, abs=0.01)
+        steps = [(at, at + spent) for name, at, spent in spans if name == "steps"]
+        assert len(steps) == 2
+        assert steps[0][1] <= steps[1][0] + 0.01
+        name, at, _ = spans[-1]
+        assert name == "encode"
+        assert all(at + 0.01 >= begin + spent for _, begin, spent in spans[:-1])
 
 
 def test_quality_is_a_number_of_steps(server):
