@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 after Ctrl-C or SIGTERM, 2 when the server cannot start."""
     try:
-        settings = load_settings(arguments, os.environ)
+        settings = load_settings(arguments)
     except StartError as error:
         _complain(configure_logging("text"), error)
         return 2

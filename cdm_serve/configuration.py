@@ -1,110 +1,57 @@
-"""Settings from four places: a flag, else the environment, else a TOML file, else the default."""
+"""The command line of ``cdm-serve``, made from the fields of ``Settings``; wrong ones in a line."""
 
 import argparse
+import os
 import tomllib
-import types
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
 
 from cdm_serve.errors import StartError
-from cdm_serve.settings import Settings
-
-PREFIX = "CDM_SERVE_"
-SECRETS = {"api_keys"}  # a flag would show it to everyone who lists processes
-WORDS = dict.fromkeys(["1", "true", "yes", "on"], True)
-WORDS |= dict.fromkeys(["0", "false", "no", "off"], False)
+from cdm_serve.settings import PREFIX, Flag, Settings
 
 
-@dataclass(frozen=True)
-class Option:
-    """One field of ``Settings`` as the outside sees it."""
-
-    name: str
-    kind: type
-    choices: tuple[str, ...]
-    group: str
-    text: str
-    default: Any
-
-    @classmethod
-    def of(cls, setting: "Field[Any]", hint: Any) -> "Option":
-        """From the dataclass field and its ``Annotated`` type."""
-        plain, group, text = get_args(hint)
-        if get_origin(plain) in (Union, types.UnionType):
-            plain = next(choice for choice in get_args(plain) if choice is not type(None))
-        choices = get_args(plain) if get_origin(plain) is Literal else ()
-        assert setting.default is not MISSING
-        return cls(setting.name, str if choices else plain, choices, group, text, setting.default)
-
-    def parse(self, value: object, where: str) -> Any:
-        """A value of the environment (text) or of the file (of its type).
-
-        Raises:
-            StartError: it is not what this setting takes.
-        """
-        if isinstance(value, str):
-            value = self._from_text(value)
-        elif self.kind is float and type(value) is int:
-            value = float(value)
-        # To Python true is a whole number; to those who write settings it is not.
-        if not isinstance(value, self.kind) or (type(value) is bool and self.kind is not bool):
-            kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-            raise StartError(f"{where} is {value!r}: expected {kinds.get(self.kind, 'text')}")
-        if self.choices and value not in self.choices:
-            raise StartError(f"{where} is {value!r}: expected {' or '.join(self.choices)}")
-        return value
-
-    def _from_text(self, text: str) -> object:
-        """The value that a text means, else the text."""
-        if self.kind is bool:
-            return WORDS.get(text.lower(), text)
-        try:
-            return self.kind(text)
-        except ValueError:
-            return text
-
-
-def _options() -> list[Option]:
-    hints = get_type_hints(Settings, include_extras=True)
-    return [Option.of(setting, hints[setting.name]) for setting in fields(Settings)]
-
-
-def load_settings(arguments: Sequence[str] | None, environment: Mapping[str, str]) -> Settings:
-    """All settings, each from the first place that has it.
+def load_settings(arguments: Sequence[str] | None, **given: Any) -> Settings:
+    """All settings; ``given`` ones hold as if they were flags.
 
     Raises:
-        StartError: the environment or the file holds something that is no setting.
+        StartError: there is no such setting, or its value is not what it must be.
     """
-    options = {option.name: option for option in _options()}
-    flags = vars(_parser(list(options.values())).parse_args(arguments))
-    file = flags.pop("config", None) or environment.get(PREFIX + "CONFIG")
-    values: dict[str, Any] = {}
-    for name, value in (_read(Path(file)) if file else {}).items():
-        if name not in options:
-            raise StartError(f"{file}: {name} is no setting; `cdm-serve --help` lists them")
-        values[name] = options[name].parse(value, f"{file}: {name}")
-    for variable, value in environment.items():
+    for variable in os.environ:
         name = variable.removeprefix(PREFIX).lower()
-        if not variable.startswith(PREFIX) or name == "config":
-            continue
-        if name not in options:
+        if variable.startswith(PREFIX) and name not in Settings.model_fields:
             raise StartError(f"{variable} is no setting; `cdm-serve --help` lists them")
-        values[name] = options[name].parse(value, variable)
-    return Settings(**(values | flags))
-
-
-def _read(file: Path) -> dict[str, Any]:
+    flags = vars(_parser().parse_args(arguments)) | given
+    file = flags.get("config", os.environ.get(PREFIX + "CONFIG"))
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return Settings(**flags)
+    except ValidationError as error:
+        raise StartError(_complaint(error, flags, file)) from error
     except OSError as error:
         raise StartError(f"cannot read the settings {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise StartError(f"{file} is not valid TOML: {error}") from error
 
 
-def _parser(options: list[Option]) -> argparse.ArgumentParser:
+def _complaint(error: ValidationError, flags: dict[str, Any], file: object) -> str:
+    """The first thing that is wrong, and where it was said."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    if name in flags:
+        where = "--" + name.replace("_", "-")
+    elif PREFIX + name.upper() in os.environ:
+        where = PREFIX + name.upper()
+    else:
+        where = f"{file}: {name}"
+    if first["type"] == "extra_forbidden":
+        return f"{where} is no setting; `cdm-serve --help` lists them"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "it must")
+    return f"{where} is {first['input']!r}: {message}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Values stay texts: ``Settings`` parses them, as those of the environment."""
     parser = argparse.ArgumentParser(
         prog="cdm-serve",
         usage="cdm-serve [OPTIONS]",
@@ -114,30 +61,20 @@ def _parser(options: list[Option]) -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=33),
         argument_default=argparse.SUPPRESS,
         add_help=False,
+        allow_abbrev=False,
     )
-    groups = {option.group: parser.add_argument_group(option.group) for option in options}
-    for option in options:
-        text = option.text
-        if option.default not in (None, False):
-            text += f" ({option.default})"
-        flag = "--" + option.name.replace("_", "-")
-        if option.name in SECRETS:
-            continue
-        if option.kind is bool:
-            groups[option.group].add_argument(flag, action="store_true", help=text)
-        else:
-            groups[option.group].add_argument(
-                flag,
-                type=option.kind,
-                choices=option.choices or None,
-                metavar="|".join(option.choices) or _metavar(option),
-                help=text,
-            )
-    other = parser.add_argument_group("other")
-    other.add_argument("--config", metavar="FILE", help="TOML file with settings")
-    other.add_argument("-h", "--help", action="help", help="show this and end")
+    groups: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        for flag in (each for each in field.metadata if isinstance(each, Flag)):
+            if flag.group not in groups:
+                groups[flag.group] = parser.add_argument_group(flag.group)
+            default = field.default
+            text = flag.text
+            if default is not None and default is not False:
+                text += f" ({default:g})" if isinstance(default, float) else f" ({default})"
+            options: dict[str, Any] = {"metavar": flag.value}
+            if field.annotation is bool:
+                options = {"action": "store_true"}
+            groups[flag.group].add_argument("--" + name.replace("_", "-"), help=text, **options)
+    groups["other"].add_argument("-h", "--help", action="help", help="show this and end")
     return parser
-
-
-def _metavar(option: Option) -> str:
-    return {int: "N", float: "SECONDS", str: "TEXT"}.get(option.kind, "PATH")

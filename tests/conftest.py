@@ -36,6 +36,8 @@ ROOT = Path(__file__).parents[1]
 # Networks as small as these are slower on several threads; also in the processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Servers start in seconds: what is measured longer is not more true for networks as small as these.
+os.environ.setdefault("CDM_SERVE_WARM_UP_SECONDS", "0.2")
 
 
 @pytest.fixture(autouse=True, scope="module")

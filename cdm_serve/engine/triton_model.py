@@ -21,7 +21,15 @@ from cdm_serve.engine.manifest import read_manifest
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtime import fit_precision, open_runtime
 from cdm_serve.engine.scheduler import Scheduler
-from cdm_serve.triton.protocol import Message, answer_message, job_of, key_of, pack, unpack
+from cdm_serve.triton.protocol import (
+    WARM_UP_SECONDS,
+    Message,
+    answer_message,
+    job_of,
+    key_of,
+    pack,
+    unpack,
+)
 
 
 class TritonPythonModel:
@@ -38,7 +46,8 @@ class TritonPythonModel:
         precision = fit_precision(manifest.runtimes, name, precision)
         pipeline = Pipeline(manifest, open_runtime(name, precision))
         most = min(int(parameters["max_batch"]), manifest.max_batch)
-        costs = measure(pipeline, most, float(parameters["warm_up_seconds"]))
+        seconds = float(os.environ.get(WARM_UP_SECONDS, parameters["warm_up_seconds"]))
+        costs = measure(pipeline, most, seconds)
         cache_bytes = int(float(parameters["prompt_cache_megabytes"]) * 2**20)
         self._card = replace(
             manifest.card(), id=args["model_name"], pid=os.getpid(), costs=costs.to_json()

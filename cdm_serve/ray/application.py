@@ -5,9 +5,7 @@ RayService of KubeRay, with the settings as arguments.
 """
 
 import asyncio
-import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -17,7 +15,7 @@ from starlette.types import ASGIApp
 
 from cdm_serve.api.app import create_app
 from cdm_serve.api.keys import Keys, read_keys
-from cdm_serve.configuration import PREFIX, load_settings
+from cdm_serve.configuration import load_settings
 from cdm_serve.log import configure_logging
 from cdm_serve.ray.backend import RayBackend
 from cdm_serve.ray.engine import Engine
@@ -53,8 +51,7 @@ def application(arguments: dict[str, Any]) -> Application:
     Raises:
         StartError: a setting is wrong, or there is no model.
     """
-    given = {PREFIX + name.upper(): str(value) for name, value in arguments.items()}
-    settings = load_settings([], dict(os.environ) | given)
+    settings = load_settings([], **arguments)
     return build(settings, read_keys(settings))
 
 
@@ -65,7 +62,8 @@ def build(settings: Settings, keys: Keys) -> Application:
         StartError: there is no model.
     """
     check_repository(settings.model_repository)
-    settings = replace(settings, model_repository=settings.model_repository.resolve())
+    repository = settings.model_repository.resolve()
+    settings = settings.model_copy(update={"model_repository": repository})
     engines = serve.deployment(
         Engine,
         name="engine",

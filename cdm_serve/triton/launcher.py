@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cdm_serve.repository import model_folders
 from cdm_serve.triton.guard import FOLDER_PREFIX, SHM_PREFIX
+from cdm_serve.triton.protocol import WARM_UP_SECONDS
 from cdm_serve.triton.wheel import TritonWheel
 
 logger = logging.getLogger(__name__)
@@ -23,10 +24,20 @@ EXIT_SECONDS = 5
 class TritonProcess:
     """One tritonserver with a port, a working folder and a shared-memory prefix of its own."""
 
-    def __init__(self, wheel: TritonWheel, repository: Path, log: Path | None) -> None:
+    def __init__(
+        self,
+        wheel: TritonWheel,
+        repository: Path,
+        log: Path | None = None,
+        warm_up_seconds: float | None = None,
+    ) -> None:
         """Start it; it is ready when its gRPC health says so.
 
-        What it prints is appended to ``log``, or to a file that goes when the server does.
+        Args:
+            wheel: where it is.
+            repository: all its models are loaded.
+            log: to which what it prints is appended; else to a file that goes when the server does.
+            warm_up_seconds: instead of the models' own.
         """
         self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         self.port = _free_port()
@@ -52,6 +63,9 @@ class TritonProcess:
             "--backend-config=python,shm-growth-byte-size=1048576",
             f"--backend-config=python,shm-region-prefix-name={prefix}",
         ]
+        environment = wheel.environment()
+        if warm_up_seconds is not None:
+            environment |= {WARM_UP_SECONDS: str(warm_up_seconds)}
         log = log or self.folder / "triton.log"
         # Opened now: the guard removes the folder when the server has ended.
         self._log = log.open("a+b")
@@ -61,7 +75,7 @@ class TritonProcess:
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
-            env=wheel.environment(),
+            env=environment,
             start_new_session=True,
         )
 

@@ -41,6 +41,9 @@ from numpy.typing import NDArray
 
 from cdm_serve.engine.job import EngineError, Job, Partial, Picture, Pixels
 
+# A variable of Triton's environment: what holds for every model instead of its own parameter.
+WARM_UP_SECONDS = "CDM_SERVE_WARM_UP_SECONDS"
+
 Message = dict[str, Any]
 
 # What a field of a job must be; JSON has all of these.

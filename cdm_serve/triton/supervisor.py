@@ -104,7 +104,10 @@ class Supervisor:
             if self._wheel is not None:
                 settings = self._settings
                 self._process = TritonProcess(
-                    self._wheel, settings.model_repository, settings.triton_log
+                    self._wheel,
+                    settings.model_repository,
+                    settings.triton_log,
+                    settings.warm_up_seconds,
                 )
                 address = self._process.address
             else:

@@ -1,7 +1,6 @@
 """What Ray is told of the application, without a cluster. Warnings are errors here."""
 
 import warnings
-from dataclasses import replace
 
 import pytest
 
@@ -14,7 +13,7 @@ with warnings.catch_warnings(action="ignore"):  # Ray's own, of pydantic
 
 
 def test_ray_accepts_it(repository) -> None:
-    settings = replace(Settings(), model_repository=repository, engines=3, engines_least=2)
+    settings = Settings(model_repository=repository, engines=3, engines_least=2)
     gateway = build(settings, read_keys(settings))
     engines = gateway._bound_deployment.init_args[2]._bound_deployment
     scaling = engines._deployment_config.autoscaling_config

@@ -20,23 +20,10 @@ from cdm_serve.triton.client import TritonClient
 REQUESTS = 250
 
 
-@pytest.fixture(scope="module")
-def quick(repository, tmp_path_factory):
-    """The export, measured for a shorter time at each start."""
-    folder = tmp_path_factory.mktemp("quick") / "models"
-    shutil.copytree(repository, folder)
-    config = folder / "tiny" / "config.pbtxt"
-    text = config.read_text()
-    seconds = 'key: "warm_up_seconds" value { string_value: "5" }'
-    assert seconds in text
-    config.write_text(text.replace(seconds, seconds.replace("5", "0.2")))
-    return folder
-
-
 @pytest.fixture
-def tritons(quick, tmp_path):
+def tritons(repository, tmp_path):
     """Two of the compose file's."""
-    pair = [TritonService(quick, tmp_path / f"triton_{name}") for name in "ab"]
+    pair = [TritonService(repository, tmp_path / f"triton_{name}") for name in "ab"]
     try:
         for triton in pair:
             triton.wait_ready()

@@ -44,7 +44,7 @@ def triton(tmp_path_factory):
     (model / "1").mkdir(parents=True)
     (model / "1" / "model.py").write_text(MODEL)
     shutil.copyfile(ROOT / "export" / "triton" / "config.pbtxt", model / "config.pbtxt")
-    process = TritonProcess(find_wheel(), model.parent, None)
+    process = TritonProcess(find_wheel(), model.parent)
     yield process
     process.close()
 
