@@ -44,7 +44,7 @@ if __package__ in (None, ""):  # run as a plain file
 from benchmarks.prompts import prompt
 from benchmarks.record import write_result
 from benchmarks.tally import percentiles
-from distill.adapters import Sd3Adapter
+from distill.adapters.sd3 import Sd3Adapter
 
 STEPS = 4
 TEXT_LENGTH = 77

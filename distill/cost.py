@@ -31,7 +31,6 @@ from distill.adapters import Adapter
 from distill.errors import DistillError
 from distill.networks import add_lora, blocks
 from distill.recipe import Recipe
-from distill.skeleton import condition_of
 
 _FLOAT = 4
 
@@ -161,7 +160,7 @@ def _kept(adapter: Adapter, network: nn.Module, recipe: Recipe, samples: int) ->
         return tensor
 
     x = torch.empty(samples, *adapter.latent_shape(recipe.height, recipe.width))
-    condition = condition_of(adapter, samples)
+    condition = adapter.empty_condition(samples)
     # As the trainer has it: on a CPU matmul and softmax, elsewhere torch's choice, flash attention.
     on_cpu = recipe.runtime.device == "cpu"
     low = recipe.runtime.precision == "bf16"

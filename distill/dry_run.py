@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from distill.adapters import Adapter
+from distill.adapters import Adapter, load_skeleton
 from distill.cost import (
     Footprint,
     estimate,
@@ -20,7 +20,6 @@ from distill.cost import (
 )
 from distill.prompt_sources import is_dataset, read_prompts
 from distill.recipe import Recipe
-from distill.skeleton import condition_of, load_skeleton, networks_of
 
 _FLOAT = 4
 _WHEN = {"transformer": "teacher, student and fake teacher, always", "vae": "for previews"}
@@ -69,7 +68,7 @@ def _recipe_table(recipe: Recipe) -> Table:
 
 def _network_table(adapter: Adapter, network: Footprint) -> Table:
     table = Table("network", "parameters", "on the device", title="Networks")
-    for name, part in networks_of(adapter).items():
+    for name, part in adapter.networks.items():
         count = sum(p.numel() for p in part.parameters())
         table.add_row(name, f"{count:,}", _WHEN.get(name, "while prompts are encoded"))
     table.add_section()
@@ -116,8 +115,7 @@ def _with_checkpointing(recipe: Recipe, on: bool) -> Recipe:
 
 
 def _prompt_line(adapter: Adapter, recipe: Recipe, prompts: int | None) -> str:
-    one = condition_of(adapter, 1)
-    numbers = one.prompt_embeds.numel() + (0 if one.pooled is None else one.pooled.numel())
+    numbers = sum(tensor.numel() for tensor in adapter.empty_condition(1).tensors.values())
     most = recipe.runtime.prompts_in_memory
     held, count = (most, "a dataset") if prompts is None else (min(most, prompts), f"{prompts:,}")
     size = _gib(held * numbers * _FLOAT)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.adapters import Adapter, Condition
 from distill.prompt_sources import read_prompts
@@ -91,8 +91,7 @@ class PromptStream:
 @contextmanager
 def _on(device: torch.device | str, adapter: Adapter) -> Iterator[None]:
     """Text encoders on a device for a while: training needs its memory for other things."""
-    parts = adapter.pipeline.components.items()
-    encoders = [m for n, m in parts if n.startswith("text_encoder") and isinstance(m, nn.Module)]
+    encoders = [m for name, m in adapter.networks.items() if name.startswith("text_encoder")]
     try:
         for encoder in encoders:
             encoder.to(device)

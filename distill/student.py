@@ -1,4 +1,4 @@
-"""The result: a diffusers folder in float16 with ``cdm.json``, which the exporter reads."""
+"""The result: a diffusers folder, two bytes a weight, with ``cdm.json``, which export reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from distill.adapters import Adapter, load_adapter
@@ -34,9 +33,7 @@ def save_student(trainer: Trainer) -> Path:
     recipe = trainer.recipe
     output = Path(recipe.output)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    # Qwen's activations leave float16's range, and LongCat is published in bfloat16.
-    dtype = torch.bfloat16 if trainer.adapter.name == "longcat" else torch.float16
-    adapter = load_adapter(recipe.teacher, dtype, recipe.max_sequence_length)
+    adapter = load_adapter(recipe.teacher, trainer.adapter.half, recipe.max_sequence_length)
     if recipe.lora.rank:
         add_lora(adapter.transformer, recipe.lora, recipe.seed)
     with trainer.averaged():  # what is gathered may be the network's own memory

@@ -16,7 +16,7 @@ from export.runtimes import Array
 from export.tokenizers import WrittenTokenizer
 
 if TYPE_CHECKING:
-    from distill.adapters import Adapter
+    from distill.adapters import Adapter, Condition
     from export.sizes import Size
     from export.student import Student
 
@@ -76,8 +76,10 @@ class Cases:
         """The pipeline's own picture of ``PROMPTS[0]`` from ``SEED``, (1, H, W, 3) uint8."""
         generator = torch.Generator("cpu").manual_seed(SEED)
         with quiet(self._adapter):
-            steps, draw = self._student.steps, self._student.architecture.picture
-            return np.asarray(draw(PROMPTS[0], steps, size, generator))[None]
+            picture = self._adapter.picture(
+                PROMPTS[0], self._student.steps, size.height, size.width, generator
+            )
+            return np.asarray(picture)[None]
 
     def text(self, prompts: list[str]) -> dict[str, Array]:
         """The text encoder's inputs."""
@@ -117,10 +119,9 @@ class Cases:
         return Case(component, None if size is None else str(size), inputs, outputs)
 
 
-def graph_inputs(condition: object) -> dict[str, Array]:
+def graph_inputs(condition: Condition) -> dict[str, Array]:
     """A condition's tensors by the names they have in the graphs."""
-    named = vars(condition).items()
-    return {name: tensor.numpy() for name, tensor in named if tensor is not None}
+    return {name: tensor.numpy() for name, tensor in condition.tensors.items()}
 
 
 @contextmanager

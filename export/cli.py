@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("fp32", "fp16", "bf16", "int8"),
         help="type of the weights and of the arithmetic (default: fp32; for TensorRT "
-        "fp16, of LongCat bf16)",
+        "the type of two bytes in which the architecture is sound)",
     )
     parser.add_argument(
         "--calibration",

@@ -40,38 +40,40 @@ def text_encoder_graph(architecture: Architecture, precision: Precision) -> Grap
 class Velocity(nn.Module):
     """The adapter's own velocity, so that packing, ids and timesteps are inside the graph."""
 
-    def __init__(self, adapter: Adapter, transformer: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, adapter: Adapter, transformer: nn.Module, names: list[str], dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.adapter = adapter
         self.transformer = transformer
+        self.names = names
         self.dtype = dtype
 
-    def forward(
-        self, latents: Tensor, sigma: Tensor, prompt_embeds: Tensor, pooled: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, latents: Tensor, sigma: Tensor, *condition: Tensor) -> Tensor:
         """Latents (B, C, h, w) at noise level sigma (B,) -> velocity (B, C, h, w); all float32."""
-        condition = Condition(
-            prompt_embeds.to(self.dtype), None if pooled is None else pooled.to(self.dtype)
-        )
+        tensors = {n: t.to(self.dtype) for n, t in zip(self.names, condition, strict=True)}
         x = latents.to(self.dtype)
-        return self.adapter.velocity(self.transformer, x, sigma, condition).float()
+        return self.adapter.velocity(self.transformer, x, sigma, Condition(tensors)).float()
 
 
 def transformer_graph(architecture: Architecture, precision: Precision) -> Graph:
     """Latents, sigma and condition -> velocity."""
     inputs = architecture.transformer_inputs()
     axes: dict[str, dict[int, str]] = {
-        "latents": {0: "batch", 2: "height", 3: "width"},
-        "sigma": {0: "batch"},
         "prompt_embeds": {0: "batch", 1: "text"},
         "pooled": {0: "batch"},
     }
+    names = [name for name in inputs if name in axes]
     transformer = architecture.transformer(precision.dtype)
     return Graph(
-        module=Velocity(architecture.adapter, transformer, precision.dtype),
+        module=Velocity(architecture.adapter, transformer, names, precision.dtype),
         inputs=inputs,
         outputs=("velocity",),
-        dynamic_shapes={name: axes[name] for name in inputs},
+        dynamic_shapes=(
+            {0: "batch", 2: "height", 3: "width"},
+            {0: "batch"},
+            tuple(axes[name] for name in names),
+        ),
         opset=precision.opset,
     )
 

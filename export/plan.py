@@ -52,8 +52,9 @@ def plan(request: Request, student: Student, calibration: tuple[str, ...] = ()) 
             f"model name {name!r}: use letters, digits, '.', '_' and '-' only; choose one by --name"
         )
     components = tuple(each for each in COMPONENTS if each in request.components)
-    default = "fp32" if request.tensorrt is None else student.architecture.half
-    precision = PRECISIONS[request.precision or default]
+    half = next(each for each in PRECISIONS.values() if each.dtype == student.adapter.half)
+    default = PRECISIONS["fp32"] if request.tensorrt is None else half
+    precision = default if request.precision is None else PRECISIONS[request.precision]
     return Plan(name, sizes, precision, request.max_batch, components, calibration)
 
 

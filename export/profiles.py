@@ -53,8 +53,8 @@ def _sample_shapes(component: str, student: Student, size: Size | None) -> dict[
     if component == "vae_decoder":
         return {"latents": latents}
     shapes = {name: tuple(t.shape[1:]) for name, t in architecture.transformer_inputs().items()}
-    tokens, width = student.adapter.encode([""]).prompt_embeds.shape[1:]
-    return shapes | {"latents": latents, "prompt_embeds": (tokens, width)}
+    condition = student.adapter.empty_condition(1).tensors
+    return shapes | {"latents": latents, **{n: tuple(t.shape[1:]) for n, t in condition.items()}}
 
 
 def trtexec(component: str, profiles: list[Profile], options: list[str]) -> str:

@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill.adapters import Adapter, load_adapter
 from distill.errors import DistillError
-from export.architectures import Architecture, architecture, check_exportable
+from export.architectures import Architecture, architecture
 from export.card import read_card
 from export.errors import ExportError
 from export.hashing import folder_sha256
@@ -62,7 +62,6 @@ def load_student(folder: Path) -> Student:
         )
     except DistillError as error:
         raise ExportError(str(error)) from error
-    check_exportable(adapter, folder)
     if card and card["architecture"] != adapter.name:
         raise ExportError(
             f"{folder / 'cdm.json'} says architecture {card['architecture']!r}, but the pipeline "

@@ -1,8 +1,7 @@
-"""One adapter per architecture: everything the trainer and exporter need to know of it."""
+"""One file an architecture: all that the trainer and the exporter need to know of it."""
 
-from distill.adapters.adapter import Adapter, Condition
-from distill.adapters.loading import load_adapter
-from distill.adapters.longcat import LongCatAdapter
-from distill.adapters.sd3 import Sd3Adapter
+from distill.adapters.adapter import Adapter
+from distill.adapters.condition import Condition
+from distill.adapters.loading import load_adapter, load_skeleton
 
-__all__ = ["Adapter", "Condition", "LongCatAdapter", "Sd3Adapter", "load_adapter"]
+__all__ = ["Adapter", "Condition", "load_adapter", "load_skeleton"]

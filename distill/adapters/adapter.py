@@ -1,64 +1,105 @@
-"""What the trainer and the exporter see of an architecture."""
+"""What all architectures have alike, and what each must say of itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor, nn
 
+from distill.adapters.condition import Condition
+from distill.errors import DistillError
 
-@dataclass(frozen=True)
-class Condition:
-    """What the transformer is conditioned on, one row a prompt."""
-
-    prompt_embeds: Tensor  # (B, T, D)
-    pooled: Tensor | None  # (B, P); None where the architecture has no pooled text
-
-    def __len__(self) -> int:
-        return self.prompt_embeds.shape[0]
-
-    def __getitem__(self, rows: Tensor | slice) -> Condition:
-        return Condition(
-            self.prompt_embeds[rows], None if self.pooled is None else self.pooled[rows]
-        )
-
-    def to(self, device: torch.device | str) -> Condition:
-        """The same rows on another device."""
-        return Condition(
-            self.prompt_embeds.to(device), None if self.pooled is None else self.pooled.to(device)
-        )
-
-    def expand(self, rows: int) -> Condition:
-        """Repeat a single row, without copying it."""
-        return Condition(
-            self.prompt_embeds.expand(rows, -1, -1),
-            None if self.pooled is None else self.pooled.expand(rows, -1),
-        )
-
-    @staticmethod
-    def cat(conditions: list[Condition]) -> Condition:
-        """Stack the rows of several conditions of one architecture."""
-        pooled = [c.pooled for c in conditions if c.pooled is not None]
-        return Condition(
-            torch.cat([c.prompt_embeds for c in conditions]), torch.cat(pooled) if pooled else None
-        )
+# With one of these the scheduler resamples the whole grid, or does not step along the velocity.
+_OTHER_SAMPLERS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "shift_terminal",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
 
 
-class Adapter(Protocol):
-    """One architecture. Noise levels are sigmas: 1 is noise, 0 the picture."""
+class Adapter(ABC):
+    """One architecture around a flow-matching Euler scheduler and a KL autoencoder.
 
-    name: str
-    pipeline: Any  # diffusers' own, whose components are used as they are
-    max_sequence_length: int  # text tokens, besides those of SD3's CLIPs
+    Noise levels are sigmas: 1 is noise, 0 the picture. Pictures are (B, 3, H, W) in [-1, 1].
+
+    Args:
+        pipeline: the diffusers pipeline whose components are used as they are.
+        patch_size: latent pixels a side of an image token.
+        latent_channels: channels of the latents.
+        max_sequence_length: text tokens of the text encoder whose length can be chosen.
+        options: what the pipeline is called with, besides what every pipeline takes.
+
+    Raises:
+        DistillError: the scheduler takes no Euler steps over sigmas shifted one by one.
+    """
+
+    name: ClassVar[str]
+    half: ClassVar[torch.dtype]  # the type of two bytes in which the networks are sound
+    optional: ClassVar[frozenset[str]] = frozenset()  # components that may be absent
+    ignored: ClassVar[frozenset[str]] = frozenset()  # components that are never loaded
+
+    def __init__(
+        self,
+        pipeline: Any,
+        patch_size: int,
+        latent_channels: int,
+        max_sequence_length: int,
+        options: dict[str, Any],
+    ) -> None:
+        scheduler = pipeline.scheduler
+        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or any(
+            map(scheduler.config.get, _OTHER_SAMPLERS)
+        ):
+            raise DistillError(
+                f"the scheduler {type(scheduler).__name__} is not flow matching by plain Euler "
+                "steps; expected FlowMatchEulerDiscreteScheduler with "
+                f"{', '.join(_OTHER_SAMPLERS)} off: change scheduler/scheduler_config.json"
+            )
+        self.pipeline = pipeline
+        self.max_sequence_length = max_sequence_length
+        self._patch_size = patch_size
+        self._latent_channels = latent_channels
+        self._options = options
+
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> Condition:
+        """One row a prompt, as the pipeline encodes it; ``""`` is the null condition."""
+
+    @abstractmethod
+    def empty_condition(self, rows: int) -> Condition:
+        """Tensors without contents of the shapes that ``encode`` gives."""
+
+    @abstractmethod
+    def velocity(self, model: nn.Module, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """The velocity eps - x0, (B, C, h, w), without guidance.
+
+        Args:
+            model: the transformer or a network of its architecture.
+            x: noisy latents (B, C, h, w).
+            sigma: (B,) in [0, 1], in float32.
+            condition: B rows.
+        """
 
     @property
     def transformer(self) -> nn.Module:
         """The pipeline's velocity network."""
+        transformer: nn.Module = self.pipeline.transformer
+        return transformer
 
-    def encode(self, prompts: list[str]) -> Condition:
-        """One row a prompt, as the pipeline encodes it; ``""`` is the null condition."""
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The pipeline's networks by the names of its components."""
+        parts = self.pipeline.components.items()
+        return {name: part for name, part in parts if isinstance(part, nn.Module)}
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of one picture's latents, for a size in pixels.
@@ -66,22 +107,27 @@ class Adapter(Protocol):
         Raises:
             DistillError: the size is no multiple of what the VAE and the patches divide it by.
         """
+        downscale: int = self.pipeline.vae_scale_factor
+        multiple = downscale * self._patch_size
+        if height <= 0 or width <= 0 or height % multiple or width % multiple:
+            raise DistillError(
+                f"size {width}x{height}: width and height must be positive multiples of {multiple}"
+            )
+        return self._latent_channels, height // downscale, width // downscale
 
     def sigmas(self, steps: int, height: int, width: int) -> list[float]:
         """The shifted Euler grid of ``steps`` even steps: ``steps + 1`` values from 1.0 to 0.0."""
+        return [*self.shift(torch.tensor(_even(steps)), height, width).tolist(), 0.0]
 
     def shift(self, sigmas: Tensor, height: int, width: int) -> Tensor:
         """The scheduler's own shift of each sigma, any shape, as the pipeline would apply it."""
-
-    def velocity(self, model: nn.Module, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """The velocity eps - x0, (B, C, h, w), without guidance.
-
-        Args:
-            model: the transformer or a network of its architecture.
-            x: noisy latents (B, C, h, w).
-            sigma: (B,) in [0, 1].
-            condition: B rows.
-        """
+        scheduler = copy.copy(self.pipeline.scheduler)  # set_timesteps only rebinds attributes
+        with np.errstate(divide="ignore"):  # a dynamic shift finds its 0 for sigma 0 by 1 / 0
+            scheduler.set_timesteps(
+                sigmas=sigmas.flatten().tolist(), mu=self._dynamic_shift(height, width)
+            )
+        shifted: Tensor = scheduler.sigmas[:-1]
+        return shifted.reshape(sigmas.shape).to(sigmas)
 
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """The velocity that the pipeline samples along under classifier-free guidance.
@@ -91,6 +137,54 @@ class Adapter(Protocol):
             without: ``velocity`` for the null condition, at the same points.
             scale: 1 is ``with_prompt``.
         """
+        return without + scale * (with_prompt - without)
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> pictures (B, 3, H, W), nominally in [-1, 1], not clamped."""
+        """Latents (B, C, h, w) -> pictures (B, 3, H, W), not clamped."""
+        vae = self.pipeline.vae
+        scaled = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+        pictures: Tensor = vae.decode(scaled, return_dict=False)[0]
+        return pictures.float()
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) -> the latents (B, C, h, w) that ``decode`` turns back."""
+        vae = self.pipeline.vae
+        mean = vae.encode(pictures.to(vae.dtype)).latent_dist.mode().float()
+        latents: Tensor = (mean - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+        return latents
+
+    @torch.no_grad()
+    def picture(
+        self, prompt: str, steps: int, height: int, width: int, generator: torch.Generator
+    ) -> Any:
+        """The pipeline's own picture by ``steps`` even steps without guidance, as PIL."""
+        return self.pipeline(
+            prompt=prompt,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            sigmas=_even(steps),
+            guidance_scale=1.0,
+            generator=generator,
+            output_type="pil",
+            **self._options,
+        ).images[0]
+
+    def _dynamic_shift(self, height: int, width: int) -> float:
+        """The exponent ``mu`` for a size; a scheduler of constant shift does not look at it."""
+        _, h, w = self.latent_shape(height, width)
+        config = self.pipeline.scheduler.config
+        mu: float = calculate_shift(
+            (h // self._patch_size) * (w // self._patch_size),
+            config.base_image_seq_len,
+            config.max_image_seq_len,
+            config.base_shift,
+            config.max_shift,
+        )
+        return mu
+
+
+def _even(steps: int) -> list[float]:
+    return [1.0 - i / steps for i in range(steps)]

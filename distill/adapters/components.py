@@ -66,6 +66,39 @@ def load_components(folder: Path, components: Components, dtype: torch.dtype) ->
     return loaded
 
 
+def load_shapes(path_or_name: str, components: Components) -> dict[str, Any]:
+    """Every component, networks on the meta device: from configuration files, without weights.
+
+    Raises:
+        DistillError: a file is missing or damaged.
+    """
+    loaded = {}
+    for name, entry in components.items():
+        try:
+            with _quiet():
+                loaded[name] = _shape(path_or_name, name, *entry)
+        except DistillError:
+            raise
+        except Exception as error:  # each of the libraries below raises its own kinds
+            raise DistillError(
+                f"{path_or_name}: {name} cannot be read: {first_line(error)}"
+            ) from error
+    return loaded
+
+
+def _shape(path_or_name: str, name: str, library: str, class_name: str) -> Any:
+    component_class = _class(Path(path_or_name) / name, library, class_name)
+    if not issubclass(component_class, nn.Module):
+        return component_class.from_pretrained(path_or_name, subfolder=name)
+    with torch.device("meta"):
+        if library == "transformers":
+            config = component_class.config_class.from_pretrained(path_or_name, subfolder=name)
+            return component_class(config)
+        return component_class.from_config(
+            component_class.load_config(path_or_name, subfolder=name)
+        )
+
+
 def _load(component_class: Any, place: Path, _: torch.dtype) -> Any:
     return component_class.from_pretrained(place)
 

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, LongCatImagePipeline, StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline
 
 from distill.adapters.adapter import Adapter
-from distill.adapters.components import check_files, first_line, load_components
-from distill.adapters.longcat import LongCatAdapter
-from distill.adapters.sd3 import Sd3Adapter
+from distill.adapters.components import (
+    Components,
+    check_files,
+    first_line,
+    load_components,
+    load_shapes,
+)
+from distill.adapters.registry import ARCHITECTURES, adapter_class
 from distill.errors import DistillError
-
-ADAPTERS: dict[str, tuple[Any, type[Sd3Adapter] | type[LongCatAdapter]]] = {
-    "StableDiffusion3Pipeline": (StableDiffusion3Pipeline, Sd3Adapter),
-    "LongCatImagePipeline": (LongCatImagePipeline, LongCatAdapter),
-}
-# What a pipeline's class can do without: SD3's T5 and IP adapter, LongCat's prompt rewriting.
-_OPTIONAL = {
-    "text_encoder_3",
-    "tokenizer_3",
-    "image_encoder",
-    "feature_extractor",
-    "text_processor",
-}
 
 
 def load_adapter(
@@ -36,7 +30,7 @@ def load_adapter(
     """Load a pipeline by folder or hub name, with all weights in ``dtype``.
 
     Components that ``model_index.json`` lists as null (a pipeline without T5) stay absent, and so
-    does LongCat's text processor, which only rewrites prompts.
+    do those that the adapter ignores.
 
     Args:
         path_or_name: a diffusers folder, or a name on the hub.
@@ -46,20 +40,20 @@ def load_adapter(
     Raises:
         DistillError: nothing there, not a known flow-matching pipeline, incomplete or damaged.
     """
-    index = model_index(path_or_name)
-    class_name = index.get("_class_name")
-    if class_name not in ADAPTERS:
-        raise DistillError(
-            f"{path_or_name} is a {class_name}, not a flow-matching pipeline this package has an "
-            f"adapter for; known pipelines: {', '.join(ADAPTERS)}"
-        )
-    pipeline_class, adapter_class = ADAPTERS[class_name]
-    present = _components(path_or_name, index, pipeline_class)
+    parts = _parts(path_or_name)
     folder = pipeline_folder(path_or_name)
-    check_files(folder, present)
-    components = load_components(folder, present, dtype)
-    absent = {name: None for name in _expected(pipeline_class) if name not in present}
-    return adapter_class(pipeline_class(**components, **absent), max_sequence_length)
+    check_files(folder, parts.components)
+    return parts.adapter(load_components(folder, parts.components, dtype), max_sequence_length)
+
+
+def load_skeleton(path_or_name: str, max_sequence_length: int | None = None) -> Adapter:
+    """An adapter whose networks are on the meta device; of a hub name small files are fetched.
+
+    Raises:
+        DistillError: nothing there, no known flow-matching pipeline, a configuration is missing.
+    """
+    parts = _parts(path_or_name)
+    return parts.adapter(load_shapes(path_or_name, parts.components), max_sequence_length)
 
 
 def pipeline_folder(path_or_name: str) -> Path:
@@ -75,40 +69,6 @@ def pipeline_folder(path_or_name: str) -> Path:
         return Path(DiffusionPipeline.download(path_or_name))
     except Exception as error:  # each of the libraries below raises its own kinds
         raise DistillError(f"{path_or_name} cannot be downloaded: {first_line(error)}") from error
-
-
-def _components(
-    path_or_name: str, index: dict[str, Any], pipeline_class: Any
-) -> dict[str, tuple[str, str]]:
-    """Library and class of every component to be loaded."""
-    expected = _expected(pipeline_class)
-    present = {
-        name: (entry[0], entry[1])
-        for name, entry in index.items()
-        if name in expected
-        and name != "text_processor"
-        and isinstance(entry, list)
-        and len(entry) == 2
-        and all(isinstance(part, str) for part in entry)
-    }
-    required = [name for name in expected if name not in _OPTIONAL]
-    required += [
-        name.replace("text_encoder", "tokenizer")
-        for name in present
-        if name.startswith("text_encoder")
-    ]
-    missing = sorted({*required} - present.keys())
-    if missing:
-        raise DistillError(
-            f"{path_or_name}: model_index.json lists no {' and no '.join(missing)}, which "
-            f"{pipeline_class.__name__} needs"
-        )
-    return present
-
-
-def _expected(pipeline_class: Any) -> list[str]:
-    """The components the class is made of."""
-    return list(inspect.signature(pipeline_class).parameters)
 
 
 def model_index(path_or_name: str) -> dict[str, Any]:
@@ -129,3 +89,60 @@ def model_index(path_or_name: str) -> dict[str, Any]:
         raise DistillError(f"{folder / 'model_index.json'} must hold a JSON object")
     # Tuples when diffusers read it, lists when json did.
     return {key: list(v) if isinstance(v, tuple) else v for key, v in index.items()}
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a pipeline is made of: its class, its components, and its settings that are none."""
+
+    pipeline: Any
+    components: Components
+    settings: dict[str, Any]
+
+    def adapter(self, loaded: dict[str, Any], max_sequence_length: int | None) -> Adapter:
+        """The adapter around the loaded components; those that are absent are None."""
+        made = adapter_class(self.pipeline.__name__)
+        absent = dict.fromkeys(_needed(self.pipeline) - loaded.keys())
+        pipeline = self.pipeline(**absent, **loaded, **self.settings)
+        adapter: Adapter = made(pipeline, max_sequence_length)
+        return adapter
+
+
+def _parts(path_or_name: str) -> _Parts:
+    """As ``model_index.json`` has them, without what the adapter ignores."""
+    index = model_index(path_or_name)
+    class_name = index.get("_class_name")
+    if class_name not in ARCHITECTURES:
+        raise DistillError(
+            f"{path_or_name} is a {class_name}, not a flow-matching pipeline this package has an "
+            f"adapter for; known pipelines: {', '.join(ARCHITECTURES)}"
+        )
+    adapter, pipeline = adapter_class(class_name), getattr(diffusers, class_name)
+    listed = {name: index[name] for name in inspect.signature(pipeline).parameters if name in index}
+    components = {
+        name: (entry[0], entry[1])
+        for name, entry in listed.items()
+        if name not in adapter.ignored
+        and isinstance(entry, list)
+        and len(entry) == 2
+        and all(isinstance(part, str) for part in entry)
+    }
+    required = _needed(pipeline) - adapter.optional - adapter.ignored
+    required |= {
+        name.replace("text_encoder", "tokenizer")
+        for name in components
+        if name.startswith("text_encoder")
+    }
+    if missing := sorted(required - components.keys()):
+        raise DistillError(
+            f"{path_or_name}: model_index.json lists no {' and no '.join(missing)}, which "
+            f"{class_name} needs"
+        )
+    settings = {name: value for name, value in listed.items() if not isinstance(value, list)}
+    return _Parts(pipeline, components, settings)
+
+
+def _needed(pipeline: Any) -> set[str]:
+    """What the class must be given."""
+    parameters = inspect.signature(pipeline).parameters.values()
+    return {each.name for each in parameters if each.default is each.empty}

@@ -7,14 +7,14 @@ from diffusers import LongCatImagePipeline
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from distill.adapters.adapter import Condition
-from distill.adapters.flow_matching import FlowMatchingAdapter
+from distill.adapters.adapter import Adapter
+from distill.adapters.condition import Condition
 from distill.errors import DistillError
 
 PATCH = 2  # fixed in the pipeline; the transformer's own patch_size counts packed pixels
 
 
-class LongCatAdapter(FlowMatchingAdapter):
+class LongCatAdapter(Adapter):
     """Mirrors ``diffusers.LongCatImagePipeline`` without prompt rewriting.
 
     Text is 512 tokens, padded: the text encoder masks the padding, the transformer attends to all
@@ -29,26 +29,28 @@ class LongCatAdapter(FlowMatchingAdapter):
         max_sequence_length: 512 or nothing; the pipeline has no other text length.
 
     Raises:
-        DistillError: another text length, or a scheduler that takes no Euler steps over sigmas
-            shifted one by one.
+        DistillError: another text length, or a scheduler that ``Adapter`` refuses.
     """
 
     name = "longcat"
+    half = torch.bfloat16  # Qwen's activations leave float16's range
+    ignored = frozenset({"text_processor"})  # only rewrites prompts
 
     def __init__(
         self, pipeline: LongCatImagePipeline, max_sequence_length: int | None = None
     ) -> None:
-        super().__init__(pipeline, PATCH, pipeline.transformer.config.in_channels // PATCH**2)
-        self.max_sequence_length: int = pipeline.tokenizer_max_length
-        if max_sequence_length not in (None, self.max_sequence_length):
+        channels = pipeline.transformer.config.in_channels // PATCH**2
+        length = pipeline.tokenizer_max_length
+        super().__init__(pipeline, PATCH, channels, length, {"enable_prompt_rewrite": False})
+        if max_sequence_length not in (None, length):
             raise DistillError(
                 f"max_sequence_length = {max_sequence_length}: LongCat-Image always reads "
-                f"{self.max_sequence_length} text tokens; set it to {self.max_sequence_length}"
+                f"{length} text tokens; set it to {length}"
             )
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
-        """The prompts' embeddings as ``encode_prompt`` makes them; ``""`` is the null condition."""
+        """``prompt_embeds`` (B, 512, D), padding included."""
         # A pipeline with the text encoder alone: a whole one takes the transformer's device.
         text = LongCatImagePipeline(
             scheduler=self.pipeline.scheduler,
@@ -66,37 +68,29 @@ class LongCatAdapter(FlowMatchingAdapter):
             prompt_embeds, _ = text.encode_prompt(prompts)
         finally:
             hook.remove()
-        return Condition(prompt_embeds, None)
+        return Condition({"prompt_embeds": prompt_embeds})
+
+    def empty_condition(self, rows: int) -> Condition:
+        """As ``encode`` has it."""
+        width = self.pipeline.transformer.config.joint_attention_dim
+        return Condition({"prompt_embeds": torch.empty(rows, self.max_sequence_length, width)})
 
     def velocity(self, model: nn.Module, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """The velocity eps - x0 at noise level sigma, (B, C, h, w), without guidance.
-
-        Args:
-            model: the transformer or a network of its architecture.
-            x: noisy latents (B, C, h, w), not packed.
-            sigma: (B,) in [0, 1], in float32; 1 is noise.
-            condition: B rows.
-        """
+        """Of latents that are not packed."""
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
-        text_tokens = condition.prompt_embeds.shape[1]
+        prompt_embeds = condition.tensors["prompt_embeds"]
         velocity: Tensor = model(
             hidden_states=pack(x),
             timestep=self._timestep(sigma, _compute_dtype(x)),
-            encoder_hidden_states=condition.prompt_embeds,
-            txt_ids=text_ids(text_tokens, x.device),
+            encoder_hidden_states=prompt_embeds,
+            txt_ids=text_ids(prompt_embeds.shape[1], x.device),
             img_ids=image_ids(rows, columns, self.max_sequence_length, x.device),
             return_dict=False,
         )[0]
         return unpack(velocity, rows, columns)
 
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
-        """Guidance, then every image token scaled down to its length in ``with_prompt``.
-
-        Args:
-            with_prompt: ``velocity`` for the prompts, (B, C, h, w).
-            without: ``velocity`` for the null condition, at the same points.
-            scale: 1 is ``with_prompt``.
-        """
+        """Guidance, then every image token scaled down to its length in ``with_prompt``."""
         tokens = pack(super().guided(with_prompt, without, scale))
         lengths = [v.norm(dim=-1, keepdim=True) for v in (pack(with_prompt), tokens)]
         tokens = tokens * (lengths[0] / (lengths[1] + 1e-8)).clamp(max=1.0)

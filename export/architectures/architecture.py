@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from distill.adapters import Adapter
-from export.sizes import Size
 from export.tokenizers import PipelineTokenizer
 
 
@@ -16,7 +15,6 @@ class Architecture(Protocol):
     """One architecture's part of the export; everything else is written once for all."""
 
     adapter: Adapter
-    half: str  # the precision of two bytes that its networks are sound in
 
     def tokenizers(self) -> list[PipelineTokenizer]:
         """The pipeline's tokenizers, in the order of the text encoder's inputs."""
@@ -44,6 +42,3 @@ class Architecture(Protocol):
     @property
     def longest_side(self) -> int | None:
         """Where the position embeddings end, in pixels; ``None`` if they do not."""
-
-    def picture(self, prompt: str, steps: int, size: Size, generator: torch.Generator) -> object:
-        """The pipeline's own picture without guidance, as PIL."""

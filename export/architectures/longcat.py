@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from distill.adapters.longcat import LongCatAdapter
 from export.precision import cast
-from export.sizes import Size
 from export.tokenizers import PipelineTokenizer, Tokens
 
 # Positions that the tables hold: the text's, then the rows or columns of image tokens.
@@ -21,8 +20,6 @@ _POSITIONS = 2048
 
 class LongCat:
     """Exports what ``LongCatAdapter`` adapts."""
-
-    half = "bf16"  # Qwen's activations leave float16's range
 
     def __init__(self, adapter: LongCatAdapter) -> None:
         self.adapter = adapter
@@ -65,20 +62,6 @@ class LongCat:
         """Where the tables end, in pixels."""
         tokens = _POSITIONS - self.adapter.max_sequence_length
         return tokens * 2 * int(self._pipeline.vae_scale_factor)
-
-    def picture(self, prompt: str, steps: int, size: Size, generator: torch.Generator) -> object:
-        """``LongCatImagePipeline``'s own."""
-        return self._pipeline(
-            prompt=prompt,
-            height=size.height,
-            width=size.width,
-            num_inference_steps=steps,
-            sigmas=[1.0 - i / steps for i in range(steps)],
-            guidance_scale=1.0,
-            enable_prompt_rewrite=False,
-            generator=generator,
-            output_type="pil",
-        ).images[0]
 
     def _tokens(self, prompts: list[str]) -> Tokens:
         ids, mask = _recorded(self._pipeline, prompts)

@@ -9,16 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.adapters import Sd3Adapter
+from distill.adapters.sd3 import Sd3Adapter
 from export.precision import cast
-from export.sizes import Size
 from export.tokenizers import PipelineTokenizer, Tokens
 
 
 class Sd3:
     """Exports what ``Sd3Adapter`` adapts."""
-
-    half = "fp16"
 
     def __init__(self, adapter: Sd3Adapter) -> None:
         self.adapter = adapter
@@ -69,20 +66,6 @@ class Sd3:
         pipeline = self._pipeline
         patches: int = pipeline.transformer.config.pos_embed_max_size
         return patches * int(pipeline.patch_size) * int(pipeline.vae_scale_factor)
-
-    def picture(self, prompt: str, steps: int, size: Size, generator: torch.Generator) -> object:
-        """``StableDiffusion3Pipeline``'s own."""
-        return self._pipeline(
-            prompt=prompt,
-            height=size.height,
-            width=size.width,
-            num_inference_steps=steps,
-            sigmas=[1.0 - i / steps for i in range(steps)],
-            guidance_scale=1.0,
-            max_sequence_length=self.adapter.max_sequence_length,
-            generator=generator,
-            output_type="pil",
-        ).images[0]
 
 
 class Sd3TextEncoder(nn.Module):

@@ -9,12 +9,11 @@ import torch
 from pipelines import PROMPTS, tiny_sd3
 from torch.autograd.graph import saved_tensors_hooks
 
-from distill.adapters import Adapter, load_adapter
+from distill.adapters import Adapter, load_adapter, load_skeleton
 from distill.cost import estimate, footprint, mean_anchor, units_per_update
 from distill.errors import DistillError
 from distill.parallel import Processes
 from distill.recipe import LoraRecipe, LossRecipe, Recipe, RuntimeRecipe, ScheduleRecipe
-from distill.skeleton import condition_of, load_skeleton, networks_of
 from distill.trainer import Trainer
 
 CPU = RuntimeRecipe(device="cpu", precision="fp32")
@@ -85,7 +84,7 @@ def test_a_skeleton_has_the_adapters_shapes_and_no_weights(
     adapter: Adapter, recipe: Recipe
 ) -> None:
     bare = skeleton(recipe)
-    networks, expected = networks_of(bare), networks_of(adapter)
+    networks, expected = bare.networks, adapter.networks
     assert networks.keys() == expected.keys()
     for name, network in networks.items():
         assert {p.device.type for p in network.parameters()} == {"meta"}
@@ -99,9 +98,9 @@ def test_a_skeleton_has_the_adapters_shapes_and_no_weights(
 def test_the_embeddings_have_the_encoders_shape(tmp_path: Path, t5: bool) -> None:
     folder = str(tiny_sd3(tmp_path / "teacher", t5=t5))
     real = load_adapter(folder, max_sequence_length=16).encode(PROMPTS[:2])
-    empty = condition_of(load_skeleton(folder, 16), 2)
-    assert empty.prompt_embeds.shape == real.prompt_embeds.shape
-    assert empty.pooled.shape == real.pooled.shape
+    empty = load_skeleton(folder, 16).empty_condition(2)
+    shapes = {name: tensor.shape for name, tensor in empty.tensors.items()}
+    assert shapes == {name: tensor.shape for name, tensor in real.tensors.items()}
 
 
 @pytest.mark.parametrize("lora", [0, 4], ids=["all weights", "lora"])

@@ -105,7 +105,7 @@ def test_mistakes_exit_with_2_and_one_line(
     ("change", "message"),
     [
         ({"_class_name": "StableDiffusionPipeline"}, "not a flow-matching pipeline"),
-        ({"transformer": ["diffusers", "NoSuchNetwork"]}, "transformer cannot be read"),
+        ({"transformer": ["diffusers", "NoSuchNetwork"]}, "NoSuchNetwork, which is not known here"),
     ],
 )
 def test_a_teacher_that_is_none(

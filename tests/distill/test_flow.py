@@ -13,12 +13,12 @@ SHAPE = (2, 3, 3)
 def some_velocity(x: torch.Tensor, sigma: torch.Tensor, condition: Condition) -> torch.Tensor:
     """Nonlinear, and different for every sample, level and prompt; no sample sees another."""
     level = sigma.view(-1, 1, 1, 1)
-    return torch.sin(3 * x * level + condition.pooled[:, :1, None, None]) + level
+    return torch.sin(3 * x * level + condition.tensors["pooled"][:, :1, None, None]) + level
 
 
 def condition_of(batch: int) -> Condition:
     rows = torch.arange(batch, dtype=torch.float32)
-    return Condition(rows.view(-1, 1, 1), rows.view(-1, 1))
+    return Condition({"pooled": rows.view(-1, 1)})
 
 
 def test_each_sample_stops_where_the_full_rollout_passes() -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from pipelines import PROMPTS
 
-from distill.adapters import Condition, Sd3Adapter
+from distill.adapters import Condition
+from distill.adapters.sd3 import Sd3Adapter
 from distill.flow import Anchors
 from distill.objective import Velocities, fake_loss, student_losses
 from distill.recipe import LossRecipe

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from distill.adapters import Adapter, Sd3Adapter
+from distill.adapters import Adapter
+from distill.adapters.sd3 import Sd3Adapter
 from distill.errors import DistillError
 from distill.networks import ramped_decay
 from distill.objective import fake_loss

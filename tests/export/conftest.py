@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pipelines import tiny_longcat, tiny_sd3
 
-from distill.adapters import Sd3Adapter
+from distill.adapters.sd3 import Sd3Adapter
 from export.cli import main
 from export.components import graph
 from export.graphs import write_onnx

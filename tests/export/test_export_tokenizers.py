@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from distill.adapters import Sd3Adapter
+from distill.adapters.sd3 import Sd3Adapter
 from export.architectures.sd3 import Sd3
 from export.errors import ExportError
 from export.tokenizers import PROMPTS, write_tokenizers

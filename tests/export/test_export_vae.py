@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from distill.adapters import Sd3Adapter
+from distill.adapters.sd3 import Sd3Adapter
 from export.components import Decoder
 from export.runtimes import runtimes
 

@@ -11,7 +11,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LongCatImagePipeline
 from pipelines import tiny_longcat
 
-from distill.adapters import Condition, LongCatAdapter, load_adapter
+from distill.adapters import Condition, load_adapter
+from distill.adapters.longcat import LongCatAdapter
 from distill.errors import DistillError
 
 # Quoted text is tokenised letter by letter; the last one is longer than 512 tokens.
@@ -160,9 +161,9 @@ def test_the_null_condition_is_the_pipelines_negative_prompt(adapter: LongCatAda
         call(adapter.pipeline, ["a fox"], sigmas=[1.0], guidance_scale=4.5)
     (_, _, _), (_, negative, _) = calls
     null = adapter.encode([""])
-    assert null.pooled is None
-    assert null.prompt_embeds.shape == (1, 512, 32)
-    assert torch.equal(null.prompt_embeds, negative["encoder_hidden_states"])
+    assert null.tensors.keys() == {"prompt_embeds"}
+    assert null.tensors["prompt_embeds"].shape == (1, 512, 32)
+    assert torch.equal(null.tensors["prompt_embeds"], negative["encoder_hidden_states"])
 
 
 def test_encoding_computes_no_more_than_a_token_of_logits(adapter: LongCatAdapter) -> None:
@@ -181,8 +182,8 @@ def test_rows_of_a_condition_without_pooled_text(adapter: LongCatAdapter) -> Non
     assert len(picked) == 2
     both = Condition.cat([picked, condition[2:].expand(4)])
     assert len(both) == 6
-    assert both.pooled is None
-    assert torch.equal(both.prompt_embeds[5], condition.prompt_embeds[2])
+    assert both.tensors.keys() == {"prompt_embeds"}
+    assert torch.equal(both.tensors["prompt_embeds"][5], condition.tensors["prompt_embeds"][2])
 
 
 def test_it_is_exported_for_other_sizes_and_batches(adapter: LongCatAdapter) -> None:
@@ -192,13 +193,17 @@ def test_it_is_exported_for_other_sizes_and_batches(adapter: LongCatAdapter) -> 
             self.transformer = adapter.transformer
 
         def forward(self, x, sigma, prompt_embeds):
-            condition = Condition(prompt_embeds, None)
+            condition = Condition({"prompt_embeds": prompt_embeds})
             return adapter.velocity(self.transformer, x, sigma, condition)
 
     def inputs(batch: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
         shape = (batch, *adapter.latent_shape(height, width))
         prompts = ["a fox", "an owl", ""][:batch]
-        return torch.randn(shape), torch.rand(batch), adapter.encode(prompts).prompt_embeds
+        return (
+            torch.randn(shape),
+            torch.rand(batch),
+            adapter.encode(prompts).tensors["prompt_embeds"],
+        )
 
     batch = torch.export.Dim.DYNAMIC
     shapes = (dict.fromkeys((0, 2, 3), batch), {0: batch}, {0: batch})
@@ -214,7 +219,8 @@ def test_a_saved_pipeline_comes_back(adapter: LongCatAdapter, tmp_path: Path) ->
     again = load(tmp_path / "again")
     x = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     conditions = adapter.encode(["a fox"]), again.encode(["a fox"])
-    assert torch.equal(conditions[0].prompt_embeds, conditions[1].prompt_embeds)
+    embeds = [condition.tensors["prompt_embeds"] for condition in conditions]
+    assert torch.equal(*embeds)
     with torch.no_grad():
         first, second = (
             each.velocity(each.transformer, x, torch.ones(1), conditions[0])

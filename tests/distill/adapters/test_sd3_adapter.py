@@ -8,7 +8,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from pipelines import tiny_sd3
 
-from distill.adapters import Condition, Sd3Adapter, load_adapter
+from distill.adapters import Condition, load_adapter
+from distill.adapters.sd3 import Sd3Adapter
 from distill.errors import DistillError
 
 PROMPTS = ["a fox in the snow", "two owls on a purple background"]
@@ -30,11 +31,11 @@ def test_encode_equals_encode_prompt(adapter: Sd3Adapter) -> None:
             max_sequence_length=adapter.max_sequence_length,
         )
     condition = adapter.encode(PROMPTS)
-    assert torch.equal(condition.prompt_embeds, expected)
-    assert torch.equal(condition.pooled, pooled)
+    assert torch.equal(condition.tensors["prompt_embeds"], expected)
+    assert torch.equal(condition.tensors["pooled"], pooled)
     tokens = 24 + adapter.max_sequence_length
-    assert condition.prompt_embeds.shape == (2, tokens, 72)
-    assert not torch.equal(condition.pooled[0], condition.pooled[1])
+    assert condition.tensors["prompt_embeds"].shape == (2, tokens, 72)
+    assert not torch.equal(condition.tensors["pooled"][0], condition.tensors["pooled"][1])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -79,10 +80,10 @@ def test_condition_rows(adapter: Sd3Adapter) -> None:
     condition = adapter.encode([*PROMPTS, ""])
     picked = condition[torch.tensor([2, 0])]
     assert len(picked) == 2
-    assert torch.equal(picked.pooled[1], condition.pooled[0])
+    assert torch.equal(picked.tensors["pooled"][1], condition.tensors["pooled"][0])
     both = Condition.cat([picked, condition[2:].expand(4)])
     assert len(both) == 6
-    assert torch.equal(both.prompt_embeds[5], condition.prompt_embeds[2])
+    assert torch.equal(both.tensors["prompt_embeds"][5], condition.tensors["prompt_embeds"][2])
 
 
 def test_latent_shape_refuses_a_size_between_patches(adapter: Sd3Adapter) -> None:

@@ -90,11 +90,11 @@ def test_the_rollout_stops_where_the_trainers_does() -> None:
     noise, classes = torch.randn(6, 2), everyone(2)
     x, sigma, _ = rollout(TEACHER.velocity, noise, schedule, index, classes)
     reference = thrifty_rollout(
-        lambda x, sigma, condition: TEACHER.velocity(x, sigma, condition.prompt_embeds[:, 0]),
+        lambda x, sigma, condition: TEACHER.velocity(x, sigma, condition.tensors["class"]),
         noise,
         schedule,
         index,
-        Condition(classes[:, None], torch.empty(6, 0)),
+        Condition({"class": classes}),
     )
     torch.testing.assert_close(x, reference)
     assert torch.equal(sigma, schedule[index - 1])

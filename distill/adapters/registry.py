@@ -1,0 +1,38 @@
+"""The architectures there are, one line each."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# A pipeline's class in diffusers -> its adapter and its exporter, imported when they are needed.
+ARCHITECTURES: dict[str, tuple[str, str]] = {
+    "StableDiffusion3Pipeline": ("distill.adapters.sd3:Sd3Adapter", "export.architectures.sd3:Sd3"),
+    "LongCatImagePipeline": (
+        "distill.adapters.longcat:LongCatAdapter",
+        "export.architectures.longcat:LongCat",
+    ),
+}
+
+
+def adapter_class(pipeline_class: str) -> Any:
+    """The adapter of a pipeline's class.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return _imported(ARCHITECTURES[pipeline_class][0])
+
+
+def exporter_class(pipeline_class: str) -> Any:
+    """The exporter of a pipeline's class; needs the packages of the extra ``export``.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return _imported(ARCHITECTURES[pipeline_class][1])
+
+
+def _imported(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
