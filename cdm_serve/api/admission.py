@@ -34,7 +34,13 @@ class Ticket:
         self._admission = admission
         self._left = pictures
         self._work = work
+        self._before = admission.pictures + admission.ended
         admission.add(pictures, pictures * work)
+
+    @property
+    def ahead(self) -> int:
+        """About how many pictures come before these: those that were, less all that ended since."""
+        return max(0, self._before - self._admission.ended)
 
     def picture_done(self) -> None:
         """One picture less to make."""
@@ -68,6 +74,7 @@ class Admission:
     def __init__(self, queue_seconds: float) -> None:
         self.queue_seconds = queue_seconds
         self.pictures = 0
+        self.ended = 0
         self._work = 0.0
         self._promised = 0.0
         self._pace = Pace()
@@ -127,6 +134,7 @@ class Admission:
     def add(self, pictures: int, work: float) -> None:
         """Count pictures in, or out when they are given up."""
         self.pictures += pictures
+        self.ended += max(0, -pictures)
         # Sums of fractions do not return to zero by themselves.
         self._work = max(0.0, self._work + work) if self.pictures else 0.0
         if self.pictures < CROWD:

@@ -126,26 +126,30 @@ def install_handlers(app: FastAPI) -> None:
         )
 
     @app.exception_handler(BackendLost)
-    async def unavailable(request: Request, error: BackendLost) -> JSONResponse:
-        return not_ready(f"the model is not available right now ({error}); try again in a moment")
-
     @app.exception_handler(BackendError)
-    async def failed(request: Request, error: BackendError) -> JSONResponse:
-        if error.kind == "invalid":
-            return error_response(str(error), status=400, code="invalid_value")
-        if error.kind == "expired":
-            # Who allowed too little time would only fail again.
-            headers = {"x-should-retry": "false"}
-            message = "the time that the request allowed has passed"
-            return error_response(message, status=504, code="deadline_exceeded", headers=headers)
-        if error.kind == "full":
-            headers = {"retry-after": "1"}
-            return error_response(str(error), status=429, code="queue_full", headers=headers)
-        return error_response(str(error), status=500, code="model_error")
+    async def failed(request: Request, error: BackendError | BackendLost) -> JSONResponse:
+        return await refused(request, as_api_error(error))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         return error_response("internal error; the server's log has the details", status=500)
+
+
+def as_api_error(error: BackendError | BackendLost) -> ApiError:
+    """What a client is told of it."""
+    if isinstance(error, BackendLost):
+        message = f"the model is not available right now ({error}); try again in a moment"
+        return ApiError(message, status=503, code="not_ready", headers={"retry-after": "1"})
+    if error.kind == "invalid":
+        return ApiError(str(error), code="invalid_value")
+    if error.kind == "expired":
+        # Who allowed too little time would only fail again.
+        headers = {"x-should-retry": "false"}
+        message = "the time that the request allowed has passed"
+        return ApiError(message, status=504, code="deadline_exceeded", headers=headers)
+    if error.kind == "full":
+        return ApiError(str(error), status=429, code="queue_full", headers={"retry-after": "1"})
+    return ApiError(str(error), status=500, code="model_error")
 
 
 def not_ready(message: str) -> JSONResponse:

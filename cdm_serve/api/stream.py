@@ -12,9 +12,9 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from cdm_serve.api.answer import Made, PartialMade, picture_facts, usage
-from cdm_serve.api.errors import error_body
+from cdm_serve.api.errors import as_api_error, error_body
 from cdm_serve.api.plan import Plan
-from cdm_serve.api.studio import Event
+from cdm_serve.api.studio import Event, Waiting
 from cdm_serve.backend import BackendError, BackendLost
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,13 @@ class EventStream(StreamingResponse):
 
 
 async def _lines(plan: Plan, first: Event, rest: AsyncGenerator[Event, None]) -> Any:
-    yield _line(event_body(plan, first))
+    yield _block(plan, first)
     try:
         async for event in rest:
-            yield _line(event_body(plan, event))
+            yield _block(plan, event)
     except (BackendError, BackendLost) as error:
-        status = 503 if isinstance(error, BackendLost) else 500
-        yield _line({"type": "error", **error_body(str(error), status=status, code="model_error")})
+        told = as_api_error(error)
+        yield _line({"type": "error", **error_body(str(told), status=told.status, code=told.code)})
     except Exception:
         # The status has been sent: all that is left is to say it in the stream.
         logger.exception("a stream failed")
@@ -53,7 +53,14 @@ async def _lines(plan: Plan, first: Event, rest: AsyncGenerator[Event, None]) ->
         yield _line({"type": "error", **error_body(text, status=500)})
 
 
-def event_body(plan: Plan, event: Event) -> dict[str, Any]:
+def _block(plan: Plan, event: Event) -> str:
+    """An event; or a comment, which clients pass over, while there is none."""
+    if isinstance(event, Waiting):
+        return f": {event.ahead} pictures before\n\n"
+    return _line(event_body(plan, event))
+
+
+def event_body(plan: Plan, event: PartialMade | Made) -> dict[str, Any]:
     """The ``data`` of one event; the client goes by its ``type``."""
     shared = {
         "b64_json": base64.b64encode(event.file).decode(),
@@ -69,7 +76,6 @@ def event_body(plan: Plan, event: Event) -> dict[str, Any]:
             "seed": event.seed,
             "step": event.step,
         }
-    assert isinstance(event, Made)
     return {
         "type": "image_generation.completed",
         **shared,

@@ -4,7 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
 
 from cdm_serve.api.admission import Ticket
 from cdm_serve.api.answer import Made, PartialMade
@@ -15,10 +16,20 @@ from cdm_serve.backend import Backend, BackendError, BackendLost
 from cdm_serve.engine.job import Job, Partial, Picture, Pixels
 
 POLL_SECONDS = 0.05
+# Proxies cut a stream that is silent for long.
+HEARTBEAT_SECONDS = 2.0
 # The last step may end, and the picture be decoded, after the deadline before which it began.
 GRACE_SECONDS = 1.0
 
-Event = PartialMade | Made
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing came for a while; ``ahead`` pictures are before the request's."""
+
+    ahead: int
+
+
+Event = PartialMade | Made | Waiting
 
 
 class Studio:
@@ -50,8 +61,11 @@ class Studio:
             try:
                 left = len(tasks)
                 while left:
-                    event = await events.get()
-                    if isinstance(event, PartialMade):
+                    event: Waiting | PartialMade | asyncio.Task[Made] = Waiting(ticket.ahead)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(HEARTBEAT_SECONDS):
+                            event = await events.get()
+                    if not isinstance(event, asyncio.Task):
                         yield event
                     else:
                         left -= 1

@@ -165,12 +165,18 @@ async function generate() {
   const body = settings();
   const before = shown;
   const batch = [];
+  let begun = false;
   const tiles = expect(body.n, body.size);
   begin();
   try {
     const { response, since } = await accepted(body);
     for await (const event of events(response)) {
       if (event.error) throw new Error(event.error.message);
+      if (event.ahead !== undefined) {
+        if (!begun) say(event.ahead ? `waiting, ${plural(event.ahead, "picture")} before` : "drawing");
+        continue;
+      }
+      begun = true;
       const tile = tiles[event.image_index];
       const blob = decoded(event);
       if (event.type.endsWith(".partial_image")) {
@@ -252,6 +258,8 @@ async function* events(response) {
     const blocks = text.split("\n\n");
     text = blocks.pop();
     for (const block of blocks) {
+      const place = block.match(/^: (\d+) pictures before/);
+      if (place) yield { ahead: Number(place[1]) };
       const data = block.split("\n").find(line => line.startsWith("data: "));
       if (data) yield JSON.parse(data.slice(6));
     }

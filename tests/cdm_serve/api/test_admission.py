@@ -77,6 +77,18 @@ def test_work_is_bounded_and_not_requests():
         assert refusal(admission, plan).status == 429
 
 
+def test_a_ticket_knows_its_place():
+    admission = Admission(queue_seconds=100.0)
+    first, second, third = (admission.admit(replace(PLAN, seeds=(1, 2)), None) for _ in range(3))
+    assert [ticket.ahead for ticket in (first, second, third)] == [0, 2, 4]
+    first.picture_done()
+    assert [ticket.ahead for ticket in (first, second, third)] == [0, 1, 3]
+    second.close()  # gives up both of its own
+    assert [ticket.ahead for ticket in (first, third)] == [0, 1]
+    first.picture_done()
+    assert third.ahead == 0
+
+
 def test_the_refusal_says_when_there_is_room():
     admission = Admission(queue_seconds=2.5)
     tickets = [admission.admit(PLAN, None) for _ in range(2)]

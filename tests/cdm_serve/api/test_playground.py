@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import chromium
@@ -194,6 +195,7 @@ def test_pictures_are_kept_over_a_reload_until_they_are_deleted(browse, server):
     page.reload()
     page.wait("document.querySelectorAll('#kept img').length === 3")
     page.wait("document.querySelector('#prompt').value === 'an owl'")
+    page.wait(LOADED)
     assert value(page, "steps") == "2"
     assert page.run("document.querySelectorAll('#frame .tile').length") == 1
     page.wait(
@@ -326,6 +328,24 @@ def test_it_comes_back_by_itself_when_the_server_has_room(browse, start, server)
     page.wait("document.querySelector('#status').textContent.endsWith('Trying again in')")
     page.run("document.querySelector('#stop').click()")
     page.wait("document.querySelector('#status').textContent === 'stopped'")
+    assert gateway.interrupt() == 0
+
+
+@pytest.mark.slow  # the line has to be some seconds long
+def test_the_place_in_the_line_is_shown(browse, start, server):
+    gateway = start("--triton", server.triton_address(), "--queue-seconds", "600")
+    gateway.wait_ready()
+    page = browse(gateway.url)
+    page.wait(LOADED)
+    fill(page, steps="16", count="10", size="96x64")
+    job = {"prompt": "a fox", "n": 10, "num_inference_steps": 16, "size": "96x64"}
+    with ThreadPoolExecutor(100) as pool:
+        while gateway.metric("cdm_serve_queue_wait_seconds") < 4:
+            pool.submit(gateway.generate, **job)
+        page.run("document.querySelector('#form').requestSubmit()")
+        status = "document.querySelector('#status').textContent"
+        page.wait(f"/^waiting, \\d\\d+ pictures before$/.test({status})")
+        page.wait(f"{status} === '10 pictures'")
     assert gateway.interrupt() == 0
 
 

@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import re
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -79,6 +81,25 @@ def test_what_is_refused_has_its_own_status(client):
     with pytest.raises(openai.BadRequestError) as caught:
         streamed(client, size="1x1")
     assert caught.value.param == "size"
+
+
+def test_a_stream_that_waits_is_not_silent(start, server):
+    """Work for some seconds before it, and every 2 seconds a sign, with the place in the line."""
+    gateway = start("--triton", server.triton_address(), "--queue-seconds", "600")
+    gateway.wait_ready()
+    with ThreadPoolExecutor(100) as pool:
+        while gateway.metric("cdm_serve_queue_wait_seconds") < 4:
+            pool.submit(gateway.generate, **LONG)
+        begin = time.monotonic()
+        with gateway.http.stream("POST", ROUTE, json=LONG | {"stream": True}) as response:
+            assert response.status_code == 200
+            assert time.monotonic() - begin < 3
+            blocks = "".join(response.iter_text()).removesuffix("\n\n").split("\n\n")
+    places = [int(re.fullmatch(r": (\d+) pictures before", block)[1]) for block in blocks[:-10]]
+    assert places[0] > 10
+    assert places == sorted(places, reverse=True)
+    assert all(block.startswith("event: image_generation.completed") for block in blocks[-10:])
+    assert gateway.interrupt() == 0
 
 
 LONG = {"prompt": "a fox", "n": 10, "num_inference_steps": 16, "size": "96x64", "seed": 1}
