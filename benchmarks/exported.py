@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from benchmarks.errors import BenchError
 from cdm_serve.engine.manifest import Manifest, read_manifest
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import open_runtime
+from cdm_serve.engine.runtimes import open_runtime
 from cdm_serve.repository import model_folders
 
 

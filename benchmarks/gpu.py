@@ -300,10 +300,10 @@ class Bench:
     def runtime(self, name: str) -> Any:
         """Asked for before the export, so that what is missing is known at once."""
         if name == "onnxruntime":
-            from cdm_serve.engine.onnx_runtime import OnnxRuntime
+            from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 
             return OnnxRuntime(self.device)
-        from cdm_serve.engine.tensorrt_runtime import TensorRt
+        from cdm_serve.engine.runtimes.tensorrt import TensorRt
 
         return TensorRt()
 

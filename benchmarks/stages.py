@@ -23,11 +23,11 @@ from benchmarks.prompts import prompt
 from benchmarks.worker import Order, cpu_seconds, obey
 from cdm_serve.api.encode import OutputFormat, encode_image
 from cdm_serve.engine.manifest import Manifest
-from cdm_serve.engine.onnx_runtime import OnnxRuntime
-from cdm_serve.engine.openvino_runtime import OpenVino
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import Runtime
-from cdm_serve.engine.tensorrt_runtime import TensorRt
+from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
+from cdm_serve.engine.runtimes.openvino import OpenVino
+from cdm_serve.engine.runtimes.runtime import Runtime
+from cdm_serve.engine.runtimes.tensorrt import TensorRt
 from cdm_serve.errors import StartError
 
 OURS: dict[str, Callable[[], Runtime]] = {

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cdm_serve.engine.manifest import Manifest, read_manifest
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import open_runtime
+from cdm_serve.engine.runtimes import open_runtime
 
 STUDENT = """
 import json, sys

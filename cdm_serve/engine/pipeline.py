@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from cdm_serve.engine.job import Pixels
 from cdm_serve.engine.manifest import Manifest
 from cdm_serve.engine.noise import randn
-from cdm_serve.engine.runtime import Array, Runtime
+from cdm_serve.engine.runtimes.runtime import Array, Runtime
 from cdm_serve.engine.tokenize import PromptTokenizer
 
 Floats = NDArray[np.float32]

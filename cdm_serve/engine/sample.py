@@ -8,7 +8,7 @@ from typing import Any
 
 from cdm_serve.engine.job import EngineError, Job, Partial, Picture
 from cdm_serve.engine.pipeline import Condition, Floats
-from cdm_serve.engine.runtime import Array
+from cdm_serve.engine.runtimes.runtime import Array
 
 Answer = Callable[[Partial | Picture | EngineError], None]
 

@@ -19,7 +19,7 @@ from cdm_serve.engine.job import EngineError, Partial, Picture, Pixels
 from cdm_serve.engine.lifeline import hold_on
 from cdm_serve.engine.manifest import read_manifest
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import fit_precision, open_runtime
+from cdm_serve.engine.runtimes import fit_precision, open_runtime
 from cdm_serve.engine.scheduler import Scheduler
 from cdm_serve.triton.protocol import (
     WARM_UP_SECONDS,

@@ -12,7 +12,7 @@ from benchmarks.engine import EnginePlan, _add_floor
 from benchmarks.exported import find_export
 from benchmarks.stages import RUNTIMES, EngineStages, gemm_rate, repeated
 from benchmarks.torch_stages import TorchStages
-from cdm_serve.engine.openvino_runtime import OpenVino
+from cdm_serve.engine.runtimes.openvino import OpenVino
 
 
 def test_command_offers_every_runtime() -> None:

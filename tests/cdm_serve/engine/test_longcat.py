@@ -19,7 +19,7 @@ from benchmarks.engine_pictures import draw
 from cdm_serve.engine import quotation
 from cdm_serve.engine.manifest import read_manifest
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import open_runtime
+from cdm_serve.engine.runtimes import open_runtime
 from cdm_serve.engine.tokenize import PromptTokenizer
 from export.quotation import pieces
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import open_runtime
+from cdm_serve.engine.runtimes import open_runtime
 
 BATCHES = (2, 3, 5, 7, 8, 11, 16)
 PROMPTS = [f"prompt {i} " + "word " * i for i in range(16)]

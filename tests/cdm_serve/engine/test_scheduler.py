@@ -10,7 +10,7 @@ import pytest
 from cdm_serve.engine.costs import Costs
 from cdm_serve.engine.job import EngineError, Job, Partial
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import open_runtime
+from cdm_serve.engine.runtimes import open_runtime
 from cdm_serve.engine.scheduler import Scheduler
 
 # Batches of up to 8 cost as much as one.

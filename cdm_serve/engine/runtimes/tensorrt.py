@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdm_serve.engine.onnx_runtime import address, cupy_on_gpu, on_host
-from cdm_serve.engine.runtime import Array, Arrays
+from cdm_serve.engine.runtimes.cuda import address, cupy_on_gpu, on_host
+from cdm_serve.engine.runtimes.runtime import Array, Arrays
 from cdm_serve.errors import StartError
 
 

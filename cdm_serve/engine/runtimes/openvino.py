@@ -9,7 +9,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from cdm_serve.engine.runtime import Array, Arrays
+from cdm_serve.engine.runtimes.runtime import Array, Arrays
 
 PRECISIONS = ("auto", "f32", "bf16")
 

@@ -1,45 +1,11 @@
-"""What the engine asks of a runtime: load a graph, run it; it knows nothing else of it."""
+"""The runtimes that graphs can be run in, by name."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from cdm_serve.engine.runtimes.runtime import Runtime
 from cdm_serve.errors import StartError
 
-# numpy's on the CPU, cupy's on a GPU, where arrays stay between the steps.
-Array = Any
-Arrays = Mapping[str, Array]
-
 RUNTIMES = ("openvino", "onnxruntime", "tensorrt")
-
-
-class Graph(Protocol):
-    """One loaded graph. Not for use by two threads at once."""
-
-    @property
-    def inputs(self) -> Mapping[str, np.dtype[Any]]:
-        """Name and element type of each input."""
-
-    def run(self, inputs: Arrays) -> dict[str, Array]:
-        """The outputs by name, which the next run leaves alone; ``inputs`` are exactly its own."""
-
-
-class Runtime(Protocol):
-    """Loads graphs; ``arrays`` is the module whose arrays they take and give."""
-
-    @property
-    def arrays(self) -> ModuleType:
-        """Numpy, or what has its functions."""
-
-    def load(self, path: Path) -> Graph:
-        """The graph in a file."""
-
-    def to_host(self, array: Array) -> NDArray[Any]:
-        """The array in the memory of the CPU."""
 
 
 def fit_precision(fit: Sequence[str], name: str, precision: str) -> str:
@@ -74,15 +40,15 @@ def open_runtime(name: str, precision: str) -> Runtime:
     """
     # Each is imported when it is asked for: no machine needs the packages of all.
     if name == "openvino":
-        from cdm_serve.engine.openvino_runtime import OpenVino
+        from cdm_serve.engine.runtimes.openvino import OpenVino
 
         return OpenVino(precision)
     if name == "onnxruntime":
-        from cdm_serve.engine.onnx_runtime import OnnxRuntime
+        from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 
         return OnnxRuntime("cuda")
     if name == "tensorrt":
-        from cdm_serve.engine.tensorrt_runtime import TensorRt
+        from cdm_serve.engine.runtimes.tensorrt import TensorRt
 
         return TensorRt()
     raise ValueError(f"runtime {name!r} is none of {', '.join(RUNTIMES)}")

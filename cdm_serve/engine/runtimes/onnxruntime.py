@@ -1,6 +1,5 @@
 """ONNX Runtime, on a GPU by its CUDA provider: arrays stay there between the runs."""
 
-import importlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdm_serve.engine.runtime import Array, Arrays
+from cdm_serve.engine.runtimes.cuda import address, cupy_on_gpu, on_host, package, synchronize
+from cdm_serve.engine.runtimes.runtime import Array, Arrays
 from cdm_serve.errors import StartError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -32,7 +32,7 @@ class OnnxRuntime:
             StartError: a package, the provider or the GPU is missing.
         """
         self._device = device
-        self._onnxruntime = _package("onnxruntime", "onnxruntime-gpu")
+        self._onnxruntime = package("onnxruntime", "onnxruntime-gpu")
         if PROVIDERS[device] not in self._onnxruntime.get_available_providers():
             raise StartError(
                 f"this onnxruntime has no {PROVIDERS[device]}: "
@@ -106,47 +106,3 @@ class OnnxGraph:
         memory = self._arrays.cuda.UnownedMemory(value.data_ptr(), size, value)
         view = self._arrays.ndarray(shape, dtype, self._arrays.cuda.MemoryPointer(memory, 0))
         return view.copy()
-
-
-def cupy_on_gpu() -> ModuleType:
-    """The package cupy, whose arrays lie on the GPU.
-
-    Raises:
-        StartError: it or a GPU is missing.
-    """
-    cupy = _package("cupy", "cupy-cuda13x")
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError:
-        count = 0
-    if not count:
-        raise StartError("there is no GPU here: serve with runtime openvino, or go where one is")
-    return cupy
-
-
-def address(array: Array) -> int:
-    """Where an array of numpy or cupy begins."""
-    pointer: int = array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
-    return pointer
-
-
-def synchronize(arrays: ModuleType) -> None:
-    """Wait until what cupy was asked for is done: the runtimes use streams of their own."""
-    if arrays is not np:
-        arrays.cuda.get_current_stream().synchronize()
-
-
-def on_host(array: Array) -> NDArray[Any]:
-    """The array in the memory of the CPU."""
-    host: NDArray[Any] = array if isinstance(array, np.ndarray) else array.get()
-    return host
-
-
-def _package(name: str, distribution: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise StartError(
-            f"the package {name} is missing: pip install {distribution} "
-            "(the build for this machine's CUDA)"
-        ) from error

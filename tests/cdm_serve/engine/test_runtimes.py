@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from cdm_serve.engine.onnx_runtime import OnnxRuntime
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtime import fit_precision, open_runtime
+from cdm_serve.engine.runtimes import fit_precision, open_runtime
+from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from cdm_serve.errors import StartError
 
 
