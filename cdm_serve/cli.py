@@ -47,7 +47,7 @@ def _on_ray(settings: Settings, keys: Keys, console: Console) -> None:
     try:
         from cdm_serve.ray.command import serve_on_ray
     except ModuleNotFoundError as error:
-        raise StartError("Ray is not installed: run `pip install 'cdm-serve[ray]'`") from error
+        raise StartError("Ray is not installed: run `pip install 'cdm-serve[cpu,ray]'`") from error
     serve_on_ray(settings, keys, console)
 
 

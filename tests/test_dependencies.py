@@ -1,6 +1,7 @@
 """What pyproject.toml declares is what is imported, and constraints.txt pins all of it."""
 
 import ast
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -84,6 +85,18 @@ def test_every_import_is_declared(folder: str) -> None:
         if distribution_of(module) not in allowed
     }
     assert not missing
+
+
+def test_every_extra_that_is_named_is_there() -> None:
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile"]
+    files += [path for package in OURS for path in (ROOT / package).rglob("*.py")]
+    named = {
+        extra
+        for path in files
+        for extras in re.findall(r"(?:cdm-serve|'\.)\[([a-z0-9,]+)\]", path.read_text("utf-8"))
+        for extra in extras.split(",")
+    }
+    assert {"cpu", "dev", "export"} <= named <= PROJECT["optional-dependencies"].keys()
 
 
 def test_every_requirement_is_pinned_in_order() -> None:
