@@ -344,7 +344,7 @@ class Bench:
 
     def update(self) -> Result:
         """One CDM update of one of the recipe's eight processes; in more parts until it fits."""
-        from distill.recipe_file import read_recipe
+        from distill.recipe import read_recipe
 
         path = Path(__file__).parents[1] / "distill/recipes/sd3-medium.toml"
         side = self.scale.sides[0]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from distill.adapters import Condition
-from distill.flow import Anchors, euler, noised, predicted_x0
+from distill.flow import Anchors, Point, euler, noised
 from distill.losses import ca_loss, dm_loss
-from distill.networks import adamw_step, ramped_decay
+from distill.networks import ramped_decay
 from distill.rng import Draws
-from distill.trainer import Trainer
+from distill.trainer import Batch, Trainer
 
 
 class ReleasedTrainer(Trainer):
@@ -36,47 +36,38 @@ class ReleasedTrainer(Trainer):
             )
             if step < len(schedule):
                 x = euler(x, v, sigma, schedule[step].expand(len(x)))
-        return Anchors(at, draws.sigma, velocity)
+        return Anchors(at, draws.sigma, condition, velocity)
 
-    def _update_student(
-        self, anchors: list[Anchors], cut: list[tuple[Draws, Condition]]
-    ) -> dict[str, Tensor]:
-        ((at,), ((draws, condition),)) = anchors, cut  # accumulation is refused as released
+    def _update_student(self, batch: Batch) -> dict[str, Tensor]:
+        ((at, draws),) = batch  # accumulation is refused as released
+        assert draws.off is not None
         losses = {
-            "ca": self._ca(at, condition, draws),
-            "dm": self._dm("dm", at.x, at.sigma, condition, draws),
-            "cdm": self._cdm(at, condition, draws),
+            "ca": self._ca(at, draws),
+            "dm": self._dm("dm", at, draws),
+            "cdm": self._dm("cdm", self._off_trajectory(at, draws.off), draws),
         }
         self._backward(torch.stack(list(losses.values())).sum(), self.student, 0, 1)
-        recipe = self.recipe.optimiser
-        norm = adamw_step(self.student_optimiser, recipe.student_rate, self.updates, recipe)
+        norm = self.student_optimiser.step(self.recipe.optimiser.student_rate, self.updates)
         self.average.update(ramped_decay(self.updates, self.recipe.ema))
         return {name: loss.detach() for name, loss in losses.items()} | {"gradient": norm}
 
-    def _ca(self, at: Anchors, condition: Condition, draws: Draws) -> Tensor:
-        v = self.velocities.student(at.x, at.sigma, condition)
-        level, recipe = draws.teachers["ca"], self.recipe.loss
-        seen = noised(predicted_x0(at.x, at.sigma, v.detach()), level.sigma, level.noise)
+    def _ca(self, at: Point, draws: Draws) -> Tensor:
+        v = self.velocities.student(at.x, at.sigma, at.condition)
+        seen, recipe = self._seen("ca", at, v, draws), self.recipe.loss
         with torch.no_grad():
-            v_cond = self.velocities.teacher(seen, level.sigma, condition)
-            null = self.null.expand(len(draws))
-            v_uncond = self.velocities.teacher(seen, level.sigma, null)
-        return ca_loss(
-            v, v_cond, v_uncond, at.x, seen, at.sigma, level.sigma, recipe.alpha, recipe.floor
-        )
+            v_cond = self.velocities.teacher(seen.x, seen.sigma, seen.condition)
+            v_uncond = self.velocities.teacher(seen.x, seen.sigma, self.null.expand(len(draws)))
+        return ca_loss(at.x0(v), seen.x0(v_cond), seen.x0(v_uncond), recipe.alpha, recipe.floor)
 
-    def _cdm(self, at: Anchors, condition: Condition, draws: Draws) -> Tensor:
-        assert draws.off is not None
-        sigma = draws.off.sigma
-        return self._dm("cdm", euler(at.x, at.velocity, at.sigma, sigma), sigma, condition, draws)
+    def _dm(self, name: str, at: Point, draws: Draws) -> Tensor:
+        v = self.velocities.student(at.x, at.sigma, at.condition)
+        seen = self._seen(name, at, v, draws)
+        with torch.no_grad():
+            v_cond = self.velocities.teacher(seen.x, seen.sigma, seen.condition)
+            v_fake = self.velocities.fake(seen.x, seen.sigma, seen.condition)
+        return dm_loss(at.x0(v), seen.x0(v_cond), seen.x0(v_fake), self.recipe.loss.floor)
 
-    def _dm(
-        self, name: str, x: Tensor, sigma: Tensor, condition: Condition, draws: Draws
-    ) -> Tensor:
-        v = self.velocities.student(x, sigma, condition)
+    def _seen(self, name: str, at: Point, velocity: Tensor, draws: Draws) -> Point:
         level = draws.teachers[name]
-        seen = noised(predicted_x0(x, sigma, v.detach()), level.sigma, level.noise)
-        with torch.no_grad():
-            v_cond = self.velocities.teacher(seen, level.sigma, condition)
-            v_fake = self.velocities.fake(seen, level.sigma, condition)
-        return dm_loss(v, v_cond, v_fake, x, seen, sigma, level.sigma, self.recipe.loss.floor)
+        x = noised(at.x0(velocity.detach()), level.sigma, level.noise)
+        return Point(x, level.sigma, at.condition)

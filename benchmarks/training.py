@@ -16,7 +16,7 @@ from benchmarks.ablation import STEPS, TEACHER, Ablation, accuracy, run_ablation
 from benchmarks.chart import Chart, save_charts
 from benchmarks.distill import FASTER, UNITS_OURS, UNITS_RELEASED, Spread, UpdateCost, measure
 from benchmarks.record import write_result
-from distill.recipe_file import read_recipe
+from distill.recipe import read_recipe
 
 
 def distill(arguments: argparse.Namespace, console: Console) -> int:

@@ -1,6 +1,6 @@
-"""The method, its ablations and its baselines: overrides of one recipe, no code of their own.
+"""The method, its ablations and its baselines: overrides of one recipe, or another CDM input.
 
-Each can be trained by hand: ``cdm-distill RECIPE.toml --set loss.cdm=0 --set schedule.kind=fixed``.
+What is an override can be trained by hand: ``cdm-distill RECIPE.toml --set loss.cdm=0``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "DM only": ("loss.ca=0", "loss.cdm=0"),
     "CDM only": ("loss.ca=0", "loss.dm=0"),
     "fixed schedule": ("schedule.kind=fixed",),
-    "without extrapolation": ("loss.off_trajectory=none",),
-    "Gaussian perturbation": ("loss.off_trajectory=noise",),
+    "without extrapolation": (),
+    "Gaussian perturbation": (),
 }

@@ -13,24 +13,37 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 
 from distill.errors import DistillError
 from distill.files import whole_file
+from distill.parallel import Processes
 
-if TYPE_CHECKING:
-    from distill.trainer import Trainer
-
-# What may differ between a run and its continuation; anything else would change its meaning.
-_MAY_CHANGE = ("updates", "output", "optimiser", "log", "evaluation", "runtime")
 _RUN = "run.json"
 _BEST = "best.json"
 
 
-def save(folder: Path, trainer: Trainer, keep: int, best: bool = False) -> Path:
+class Resumable(Protocol):
+    """A training whose next update depends on its state alone."""
+
+    processes: Processes
+    updates: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a continuation must have in common with this run, as JSON has it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its own tensors, and numbers; all of it in nested dictionaries."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state_dict``."""
+
+
+def save(folder: Path, trainer: Resumable, keep: int, best: bool = False) -> Path:
     """Write ``checkpoint-<updates>`` and drop all but the ``keep`` newest and the best.
 
     Every process of the training calls this.
@@ -86,25 +99,22 @@ def best_of(folder: Path) -> Path | None:
     return folder / str(pointer["checkpoint"])
 
 
-def load(path: Path, trainer: Trainer) -> None:
-    """Bring a trainer of the same recipe and prompts to where a checkpoint was.
+def load(path: Path, trainer: Resumable) -> None:
+    """Bring a training of the same identity to where a checkpoint was.
 
     Raises:
-        DistillError: damaged, or from a run that this recipe does not continue.
+        DistillError: damaged, or from a run that this one does not continue.
     """
     try:
         then = json.loads((path / _RUN).read_text(encoding="utf-8"))
-        recipe, prompts = then["recipe"], then["prompts"]
-    except (OSError, ValueError, KeyError) as error:
+        different = [key for key, now in trainer.identity.items() if then.get(key) != now]
+    except (OSError, ValueError, AttributeError) as error:
         raise _damaged(path, error) from error
-    if prompts != trainer.identity["prompts"]:
-        raise DistillError(f"the prompts are not those of {path}; start a new --run folder")
-    for key, value in trainer.identity["recipe"].items():
-        if key not in _MAY_CHANGE and recipe.get(key) != value:
-            raise DistillError(
-                f"recipe key {key} was {recipe.get(key)!r} in {path} and is now {value!r}; only "
-                f"{', '.join(_MAY_CHANGE)} may change: start a new --run folder"
-            )
+    if different:
+        key, now = different[0], trainer.identity[different[0]]
+        raise DistillError(
+            f"{key} was {then.get(key)!r} in {path} and is now {now!r}: start a new --run folder"
+        )
     state: dict[str, Any] = trainer.state_dict()
     try:
         with _quietly():

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distill.errors import DistillError
-from distill.recipe_file import read_recipe
+from distill.recipe import read_recipe
 
 
 def main(arguments: list[str] | None = None) -> int:

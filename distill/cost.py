@@ -18,18 +18,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.adapters import Adapter
-from distill.errors import DistillError
-from distill.networks import add_lora, blocks
+from distill.networks import add_lora, attention_kernel, blocks
+from distill.parallel import samples_at_once
 from distill.recipe import Recipe
 
 _FLOAT = 4
@@ -39,13 +37,12 @@ def units_per_update(recipe: Recipe) -> dict[str, float]:
     """Units of one student update for each sample of the batch, on average over the schedules."""
     loss, iterations = recipe.loss, recipe.fake_updates
     trained = 4 if recipe.runtime.gradient_checkpointing else 3
-    off = bool(loss.cdm) and loss.off_trajectory != "none"
     # Of a whole batch the forward at the student's last anchor is the first half of its own pass.
     shared = loss.on_trajectory and recipe.runtime.accumulate == 1
     return {
         "rollouts": iterations * (mean_anchor(recipe) - 1) + iterations - shared,
         "fake teacher's own passes": iterations * trained,
-        "student's own pass": trained * (int(loss.on_trajectory) + off),
+        "student's own pass": trained * (loss.on_trajectory + bool(loss.cdm)),
         "teacher's judgement": 2 * bool(loss.ca) + bool(loss.dm) + bool(loss.cdm),
         "fake teacher's judgement": bool(loss.dm) + bool(loss.cdm),
     }
@@ -100,7 +97,7 @@ def estimate(network: Footprint, recipe: Recipe, processes: int, sharded: bool) 
     Raises:
         DistillError: the batch cannot be divided among the processes.
     """
-    share = samples_at_once(recipe, processes)
+    share = samples_at_once(recipe.batch, processes, recipe.runtime.accumulate)
     slices = processes if sharded else 1
     numbers = {
         "teacher": network.teacher,
@@ -123,28 +120,12 @@ def estimate(network: Footprint, recipe: Recipe, processes: int, sharded: bool) 
     return bytes_of
 
 
-def samples_at_once(recipe: Recipe, processes: int) -> int:
-    """The part of the batch that one process takes through a pass.
-
-    Raises:
-        DistillError: the batch cannot be divided evenly.
-    """
-    parts = processes * recipe.runtime.accumulate
-    if recipe.batch % parts:
-        raise DistillError(
-            f"recipe key batch = {recipe.batch} must be a multiple of {parts}: {processes} "
-            f"processes times runtime.accumulate = {recipe.runtime.accumulate}"
-        )
-    return recipe.batch // parts
-
-
 def _graphs(recipe: Recipe, share: int) -> tuple[int, int]:
     """Passes and samples whose activations are kept at the same time, at most."""
     loss = recipe.loss
-    off = bool(loss.cdm) and loss.off_trajectory != "none"
     # The forward at the anchor is kept through the fake teacher's pass and the rest of its own.
     early = loss.on_trajectory and recipe.runtime.accumulate == 1
-    samples = max(loss.on_trajectory + off, early + 1)
+    samples = max(loss.on_trajectory + bool(loss.cdm), early + 1)
     return (2 if early else 1), samples * share
 
 
@@ -161,14 +142,12 @@ def _kept(adapter: Adapter, network: nn.Module, recipe: Recipe, samples: int) ->
 
     x = torch.empty(samples, *adapter.latent_shape(recipe.height, recipe.width))
     condition = adapter.empty_condition(samples)
-    # As the trainer has it: on a CPU matmul and softmax, elsewhere torch's choice, flash attention.
-    on_cpu = recipe.runtime.device == "cpu"
     low = recipe.runtime.precision == "bf16"
     with (
         warnings.catch_warnings(action="ignore", category=UserWarning),  # of kernels not run
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=low),
-        sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext(),
+        attention_kernel(recipe.runtime.device),  # "auto" counts as a GPU
     ):
         adapter.velocity(network, x, torch.empty(samples), condition)
     return sum(storage.nbytes() for storage in kept.values())

@@ -25,8 +25,16 @@ from distill.trainer import Trainer
 from distill.training import train
 
 
-def distil(recipe: Recipe, folder: Path, resume: bool, console: Console) -> int:
+def distil(
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    console: Console,
+    form: type[Trainer] = Trainer,
+) -> int:
     """Train as the recipe says and write the student; 0, or 130 when interrupted before the end.
+
+    ``form`` is the method; an ablation has another.
 
     Raises:
         DistillError: anything the user can mend.
@@ -57,7 +65,7 @@ def distil(recipe: Recipe, folder: Path, resume: bool, console: Console) -> int:
         recipe.runtime.prompts_in_memory,
         processes.device,
     )
-    trainer = Trainer(adapter, recipe, prompts, prompts.encode([""]), processes)
+    trainer = form(adapter, recipe, prompts, prompts.encode([""]), processes)
     if there:
         checkpoint.load(there[-1], trainer)
         console.print(f"continuing from {there[-1]}", soft_wrap=True)

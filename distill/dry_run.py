@@ -15,9 +15,9 @@ from distill.cost import (
     estimate,
     footprint,
     mean_anchor,
-    samples_at_once,
     units_per_update,
 )
+from distill.parallel import samples_at_once
 from distill.prompt_sources import is_dataset, read_prompts
 from distill.recipe import Recipe
 
@@ -36,7 +36,7 @@ def dry_run(recipe: Recipe, processes: int, console: Console) -> None:
     Raises:
         DistillError: what the training itself would refuse, but for damaged weights.
     """
-    share = samples_at_once(recipe, processes)
+    share = samples_at_once(recipe.batch, processes, recipe.runtime.accumulate)
     # A dataset would have to be fetched whole.
     prompts = None if is_dataset(recipe.prompts) else len(read_prompts(recipe.prompts))
     adapter = load_skeleton(recipe.teacher, recipe.max_sequence_length)

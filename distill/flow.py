@@ -50,17 +50,36 @@ def sample(velocity: Velocity, noise: Tensor, sigmas: list[float], condition: Co
 
 
 @dataclass(frozen=True)
-class Anchors:
-    """Where a rollout stopped, sample by sample, float32."""
+class Point:
+    """Inputs of a velocity network: latents (B, C, h, w), noise levels (B,), B conditions."""
 
-    x: Tensor  # (B, C, h, w), the state at the anchor
-    sigma: Tensor  # (B,)
-    velocity: Tensor  # (B, C, h, w), the student's own at (x, sigma); may carry its gradient
+    x: Tensor
+    sigma: Tensor
+    condition: Condition
 
-    @property
-    def x0(self) -> Tensor:
-        """The student's clean picture as it predicts it from here, without gradient."""
-        return predicted_x0(self.x, self.sigma, self.velocity.detach())
+    def x0(self, velocity: Tensor) -> Tensor:
+        """The clean picture that a velocity here leads to, float32 (B, C, h, w)."""
+        return predicted_x0(self.x, self.sigma, velocity)
+
+
+@dataclass(frozen=True)
+class Anchors(Point):
+    """Where a rollout stopped, sample by sample."""
+
+    velocity: Tensor  # (B, C, h, w), the student's own here; may carry its gradient
+
+
+def merged(velocity: Velocity, points: Mapping[str, Point]) -> dict[str, Tensor]:
+    """The velocity at each point, from one forward over all of them."""
+    if not points:
+        return {}
+    outputs = velocity(
+        torch.cat([p.x for p in points.values()]),
+        torch.cat([p.sigma for p in points.values()]),
+        Condition.cat([p.condition for p in points.values()]),
+    )
+    parts = torch.split(outputs, [len(p.sigma) for p in points.values()])
+    return dict(zip(points, parts, strict=True))
 
 
 @torch.no_grad()
@@ -90,25 +109,3 @@ def rollout(
         v = velocity(x[:here], sigma, condition[:here])
         x[:here] = euler(x[:here], v, sigma, next_sigma)
     return x[rows.argsort()]
-
-
-@dataclass(frozen=True)
-class Point:
-    """Inputs of a velocity network: latents (B, C, h, w), noise levels (B,), B conditions."""
-
-    x: Tensor
-    sigma: Tensor
-    condition: Condition
-
-
-def merged(velocity: Velocity, points: Mapping[str, Point]) -> dict[str, Tensor]:
-    """The velocity at each point, from one forward over all of them."""
-    if not points:
-        return {}
-    outputs = velocity(
-        torch.cat([p.x for p in points.values()]),
-        torch.cat([p.sigma for p in points.values()]),
-        Condition.cat([p.condition for p in points.values()]),
-    )
-    parts = torch.split(outputs, [len(p.sigma) for p in points.values()])
-    return dict(zip(points, parts, strict=True))

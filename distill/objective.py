@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.adapters import Condition
-from distill.flow import Anchors, Point, Velocity, euler, merged, noised, predicted_x0
+from distill.flow import Anchors, Point, Velocity, merged, noised
 from distill.losses import ca_loss, dm_loss, flow_matching_loss
 from distill.recipe import LossRecipe
 from distill.rng import Draws, Level
@@ -32,7 +32,7 @@ def fake_loss(fake: Velocity, x0: Tensor, condition: Condition, level: Level) ->
 def student_losses(
     velocities: Velocities,
     anchors: Anchors,
-    condition: Condition,
+    off: Point | None,
     null: Condition,
     recipe: LossRecipe,
     draws: Draws,
@@ -45,53 +45,40 @@ def student_losses(
 
     Args:
         velocities: the student's outputs carry gradients, the others' do not.
-        anchors: the rollout's points.
-        condition: B rows.
+        anchors: the rollout's points, where CA and DM take the student.
+        off: where CDM does; None without it.
         null: the empty prompt, one row.
-        recipe: weights, alpha and floor, and where CDM's input lies.
+        recipe: weights, alpha and floor.
         draws: of the same B samples.
     """
-    inputs: dict[str, Point] = {}
+    at: dict[str, Point] = {}
     if recipe.on_trajectory:
-        inputs["on"] = Point(anchors.x, anchors.sigma, condition)
-    if draws.off is not None:
-        inputs["off"] = Point(_off(anchors, draws.off, recipe), draws.off.sigma, condition)
-    v_student = {"on": anchors.velocity} if anchors.velocity.requires_grad else {}
-    missing = {name: point for name, point in inputs.items() if name not in v_student}
-    v_student |= merged(velocities.student, missing)
-    source = {"ca": "on", "dm": "on", "cdm": "on" if draws.off is None else "off"}
+        at["on"] = anchors
+    if off is not None:
+        at["off"] = off
+    v = {"on": anchors.velocity} if anchors.velocity.requires_grad else {}
+    v |= merged(velocities.student, {name: p for name, p in at.items() if name not in v})
 
+    # The teachers look at the student's pictures under fresh noise.
     seen: dict[str, Point] = {}
     for name, level in draws.teachers.items():
-        at = inputs[source[name]]
-        x0 = predicted_x0(at.x, at.sigma, v_student[source[name]].detach())
-        seen[name] = Point(noised(x0, level.sigma, level.noise), level.sigma, condition)
-    taught = dict(seen)
+        place = "off" if name == "cdm" else "on"
+        x0 = at[place].x0(v[place].detach())
+        seen[name] = Point(noised(x0, level.sigma, level.noise), level.sigma, at[place].condition)
+    asked = dict(seen)
     if "ca" in seen:
-        taught["ca_uncond"] = replace(seen["ca"], condition=null.expand(len(draws)))
-    matched = {name: point for name, point in seen.items() if name != "ca"}
+        asked["uncond"] = replace(seen["ca"], condition=null.expand(len(draws)))
     with torch.no_grad():
-        v_teacher = merged(velocities.teacher, taught)
-        v_fake = merged(velocities.fake, matched)
+        v_teacher = merged(velocities.teacher, asked)
+        v_fake = merged(velocities.fake, {name: p for name, p in seen.items() if name != "ca"})
+    teacher = {name: point.x0(v_teacher[name]) for name, point in asked.items()}
 
     losses: dict[str, Tensor] = {}
-    for name, level_point in seen.items():
-        at, x, sigma = inputs[source[name]], level_point.x, level_point.sigma
-        v = v_student[source[name]]
-        if name == "ca":
-            unguided, alpha, floor = v_teacher["ca_uncond"], recipe.alpha, recipe.floor
-            losses[name] = ca_loss(
-                v, v_teacher[name], unguided, at.x, x, at.sigma, sigma, alpha, floor
-            )
-        else:
-            losses[name] = dm_loss(
-                v, v_teacher[name], v_fake[name], at.x, x, at.sigma, sigma, recipe.floor
-            )
+    if "ca" in seen:
+        x0 = anchors.x0(v["on"])
+        losses["ca"] = ca_loss(x0, teacher["ca"], teacher["uncond"], recipe.alpha, recipe.floor)
+    for name in v_fake:
+        place = "off" if name == "cdm" else "on"
+        fake = seen[name].x0(v_fake[name])
+        losses[name] = dm_loss(at[place].x0(v[place]), teacher[name], fake, recipe.floor)
     return losses
-
-
-def _off(anchors: Anchors, level: Level, recipe: LossRecipe) -> Tensor:
-    """CDM's input at ``level``, reached from the anchors."""
-    if recipe.off_trajectory == "noise":
-        return noised(anchors.x0, level.sigma, level.noise)
-    return euler(anchors.x, anchors.velocity.detach(), anchors.sigma, level.sigma)

@@ -59,12 +59,7 @@ class Processes:
         Raises:
             DistillError: the batch cannot be divided evenly.
         """
-        if batch % (self.count * parts):
-            raise DistillError(
-                f"recipe key batch = {batch} must be a multiple of {self.count * parts}: "
-                f"{self.count} processes times runtime.accumulate = {parts}"
-            )
-        share = batch // self.count
+        share = samples_at_once(batch, self.count, parts) * parts
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def place(self, network: nn.Module) -> nn.Module:
@@ -108,6 +103,20 @@ class Processes:
         """Until every process is here."""
         if self.count > 1:
             dist.barrier()
+
+
+def samples_at_once(batch: int, processes: int, parts: int) -> int:
+    """How many samples one process takes through a pass.
+
+    Raises:
+        DistillError: the batch cannot be divided evenly.
+    """
+    if batch % (processes * parts):
+        raise DistillError(
+            f"recipe key batch = {batch} must be a multiple of {processes * parts}: "
+            f"{processes} processes times runtime.accumulate = {parts}"
+        )
+    return batch // (processes * parts)
 
 
 def _check(device: str) -> None:

@@ -1,18 +1,34 @@
 """What a training run is: frozen dataclasses, filled from a TOML file.
 
-The defaults are the published SD3-Medium recipe (arXiv 2605.06376).
+The defaults are the published SD3-Medium recipe (arXiv 2605.06376). pydantic refuses a wrong type
+or value when one is made.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+import tomllib
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from distill.errors import DistillError
 
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+MAY_CHANGE = ("updates", "output", "optimiser", "log", "evaluation", "runtime")
+"""Keys that may differ between a run and its continuation; another would change its meaning."""
 
-@dataclass(frozen=True)
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ScheduleRecipe:
     """The anchors of the student's rollout; ``low`` and ``high`` are before the shift.
 
@@ -21,62 +37,65 @@ class ScheduleRecipe:
     """
 
     kind: Literal["dynamic", "fixed"] = "dynamic"
-    n_max: int = 28
+    n_max: Count = 28
     anchors: Literal["iid", "stratified"] = "iid"
-    low: float = 0.25
-    high: float = 0.95
+    low: Fraction = 0.25
+    high: Fraction = 0.95
     index: Literal["per_sample", "shared"] = "per_sample"
 
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise DistillError(
+                f"recipe key schedule.low = {self.low} must not be above "
+                f"schedule.high = {self.high}"
+            )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=_STRICT)
 class LossRecipe:
-    """Weights (0 drops a loss and its forwards), CA's alpha, the normaliser's floor.
+    """Weights (0 drops a loss and its forwards), CA's alpha, the normaliser's floor."""
 
-    Args:
-        sigmas: how the levels that the teachers see are drawn.
-        off_trajectory: CDM's input: ``euler`` goes on along the student's velocity, ``noise``
-            adds fresh noise to its x0_hat, ``none`` stays at the anchor.
-    """
+    ca: Amount = 1.0
+    dm: Amount = 1.0
+    cdm: Amount = 1.0
+    alpha: Amount = 7.0
+    floor: Positive = 0.1
 
-    ca: float = 1.0
-    dm: float = 1.0
-    cdm: float = 1.0
-    alpha: float = 7.0
-    floor: float = 0.1
-    sigmas: Literal["uniform", "logit_normal"] = "uniform"
-    off_trajectory: Literal["euler", "noise", "none"] = "euler"
+    def __post_init__(self) -> None:
+        if not (self.ca or self.dm or self.cdm):
+            raise DistillError("recipe keys loss.ca, loss.dm and loss.cdm are all 0: nothing to do")
 
     @property
     def on_trajectory(self) -> bool:
         """Whether a loss takes the student where its rollout stopped."""
-        return bool(self.ca or self.dm) or self.off_trajectory == "none"
+        return bool(self.ca or self.dm)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class OptimiserRecipe:
     """AdamW at a constant rate after a linear warm-up; learning rates per network."""
 
-    student_rate: float = 1e-5
-    fake_rate: float = 5e-6
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 1e-4
-    warmup: int = 100
-    grad_clip: float = 1.0
+    student_rate: Amount = 1e-5
+    fake_rate: Amount = 5e-6
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    weight_decay: Amount = 1e-4
+    warmup: CountOrNone = 100
+    grad_clip: Positive = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class LogRecipe:
     """How often, in student updates; 0 is never. ``keep``: checkpoints kept, the newest."""
 
-    log_every: int = 10
-    preview_every: int = 100
-    preview_pictures: int = 16
-    checkpoint_every: int = 100
-    keep: int = 2
+    log_every: Count = 10
+    preview_every: CountOrNone = 100
+    preview_pictures: Count = 16
+    checkpoint_every: CountOrNone = 100
+    keep: Count = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class EvaluationRecipe:
     """How the averaged student is compared with the guided teacher; ``every`` 0 is never.
 
@@ -87,21 +106,21 @@ class EvaluationRecipe:
         guidance: of the teacher's own sampling.
     """
 
-    every: int = 100
-    pictures: int = 16
-    teacher_steps: int = 28
-    guidance: float = 4.5
+    every: CountOrNone = 100
+    pictures: Count = 16
+    teacher_steps: Count = 28
+    guidance: Amount = 4.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class LoraRecipe:
     """Low-rank adapters on student and fake teacher; ``rank`` 0 trains all weights instead."""
 
-    rank: int = 0
-    alpha: float = 64.0
+    rank: CountOrNone = 0
+    alpha: Amount = 64.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class RuntimeRecipe:
     """Where and how it runs; nothing here changes what is learnt, but for rounding.
 
@@ -115,14 +134,14 @@ class RuntimeRecipe:
 
     device: str = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
-    threads: int = 0
-    accumulate: int = 1
+    threads: CountOrNone = 0
+    accumulate: Count = 1
     gradient_checkpointing: bool = False
     compile: bool = False
-    prompts_in_memory: int = 4096
+    prompts_in_memory: Count = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Recipe:
     """A whole distillation.
 
@@ -142,16 +161,16 @@ class Recipe:
     teacher: str
     output: str
     prompts: str
-    height: int
-    width: int
-    max_sequence_length: int | None = None
-    steps: int = 4
-    updates: int = 2000
-    batch: int = 16
-    fake_updates: int = 2
-    fake_pull: float = 0.001
-    ema: float = 0.999
-    seed: int = 0
+    height: Count
+    width: Count
+    max_sequence_length: CountOrNone | None = None
+    steps: Count = 4
+    updates: CountOrNone = 2000
+    batch: Count = 16
+    fake_updates: Count = 2
+    fake_pull: Fraction = 0.001
+    ema: Fraction = 0.999
+    seed: CountOrNone = 0
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     loss: LossRecipe = field(default_factory=LossRecipe)
     optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
@@ -160,71 +179,55 @@ class Recipe:
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     runtime: RuntimeRecipe = field(default_factory=RuntimeRecipe)
 
-    def __post_init__(self) -> None:
-        """Refuse values that no run can mean.
 
-        Raises:
-            DistillError: names the key, the value and what is allowed.
-        """
-        schedule, loss, optimiser, log = self.schedule, self.loss, self.optimiser, self.log
-        at_least_1: dict[str, float] = {
-            "height": self.height,
-            "width": self.width,
-            "steps": self.steps,
-            "batch": self.batch,
-            "fake_updates": self.fake_updates,
-            "schedule.n_max": schedule.n_max,
-            "log.log_every": log.log_every,
-            "log.preview_pictures": log.preview_pictures,
-            "log.keep": log.keep,
-            "evaluation.pictures": self.evaluation.pictures,
-            "evaluation.teacher_steps": self.evaluation.teacher_steps,
-            "runtime.accumulate": self.runtime.accumulate,
-            "runtime.prompts_in_memory": self.runtime.prompts_in_memory,
-        }
-        at_least_0: dict[str, float] = {
-            "max_sequence_length": self.max_sequence_length or 0,
-            "updates": self.updates,
-            "seed": self.seed,
-            "loss.ca": loss.ca,
-            "loss.dm": loss.dm,
-            "loss.cdm": loss.cdm,
-            "loss.alpha": loss.alpha,
-            "optimiser.student_rate": optimiser.student_rate,
-            "optimiser.fake_rate": optimiser.fake_rate,
-            "optimiser.weight_decay": optimiser.weight_decay,
-            "optimiser.warmup": optimiser.warmup,
-            "log.preview_every": log.preview_every,
-            "log.checkpoint_every": log.checkpoint_every,
-            "evaluation.every": self.evaluation.every,
-            "evaluation.guidance": self.evaluation.guidance,
-            "lora.rank": self.lora.rank,
-            "lora.alpha": self.lora.alpha,
-            "runtime.threads": self.runtime.threads,
-        }
-        fractions: dict[str, float] = {
-            "fake_pull": self.fake_pull,
-            "ema": self.ema,
-            "schedule.low": schedule.low,
-            "schedule.high": schedule.high,
-            "optimiser.beta1": optimiser.beta1,
-            "optimiser.beta2": optimiser.beta2,
-        }
-        positive = {"loss.floor": loss.floor, "optimiser.grad_clip": optimiser.grad_clip}
-        _refuse(at_least_1, 1, math.inf, "at least 1")
-        _refuse(at_least_0, 0, math.inf, "0 or more")
-        _refuse(fractions, 0, 1, "from 0 to 1")
-        _refuse(positive, math.ulp(0), math.inf, "more than 0")
-        if schedule.low > schedule.high:
-            raise DistillError(
-                f"recipe key schedule.low = {schedule.low} must not be above "
-                f"schedule.high = {schedule.high}"
-            )
-        if not (loss.ca or loss.dm or loss.cdm):
-            raise DistillError("recipe keys loss.ca, loss.dm and loss.cdm are all 0: nothing to do")
+def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """The recipe in a TOML file, after ``key=value`` overrides such as ``loss.alpha=3``.
+
+    Raises:
+        DistillError: no such file, no TOML, an unknown or missing key, a wrong type or value.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DistillError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DistillError(f"recipe {path} is no valid TOML: {error}") from error
+    for override in overrides or []:
+        _override(table, override)
+    try:  # as JSON, from which strict dataclasses may be read
+        return TypeAdapter(Recipe).validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        raise DistillError(_line(error)) from error
 
 
-def _refuse(values: dict[str, float], least: float, greatest: float, allowed: str) -> None:
-    for key, value in values.items():
-        if not (math.isfinite(value) and least <= value <= greatest):
-            raise DistillError(f"recipe key {key} = {value} must be {allowed}")
+def _line(error: ValidationError) -> str:
+    """The first mistake."""
+    mistake = error.errors()[0]
+    path = [str(part) for part in mistake["loc"]]
+    tables, key = path[:-1], ".".join(path)
+    if mistake["type"] == "missing":
+        return f"recipe key {key} is missing"
+    if mistake["type"] == "unexpected_keyword_argument":
+        kind: Any = Recipe
+        for table in tables:
+            kind = get_type_hints(kind)[table]
+        names = [".".join([*tables, known.name]) for known in fields(kind)]
+        return f"unknown recipe key {key}; known: {', '.join(names)}"
+    expected = mistake["msg"].replace("Input should be", "expected")
+    return f"recipe key {key} = {mistake['input']!r}: {expected}"
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise DistillError(f"--set {override!r} must be key=value, such as loss.alpha=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # so that a plain string needs no quotes
+    *path, last = key.strip().split(".")
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise DistillError(f"--set {override!r}: {part} is no table")
+    table[last] = value

@@ -16,7 +16,6 @@ from distill.schedule import (
     Shift,
     dynamic_schedule,
     fixed_schedule,
-    logit_normal_sigmas,
     uniform_index,
     uniform_sigmas,
 )
@@ -87,26 +86,23 @@ class Rng:
 
     def iteration(self, student: bool) -> Draws:
         """The next iteration's draws; those of the student's losses only if it is updated."""
-        recipe, rows = self.recipe.loss, self.rows
+        batch, loss = self.recipe.batch, self.recipe.loss
         schedule = self._schedule()
         shared = self.recipe.schedule.index == "shared"
-        index = uniform_index(len(schedule), self.recipe.batch, self.host, shared)
+        index = uniform_index(len(schedule), batch, self.host, shared)
         sigma = schedule[index - 1].to(self.device)
-        off = None
-        levels: dict[str, Level] = {}
         noise = self._noise()
-        fake = Level(uniform_sigmas(self.recipe.batch, self.generator)[rows], self._noise())
+        fake = self._level()
+        teachers: dict[str, Level] = {}
+        off = None
         if student:
-            draw = uniform_sigmas if recipe.sigmas == "uniform" else logit_normal_sigmas
-            for name in ("ca", "dm", "cdm"):
-                if getattr(recipe, name):
-                    cap = sigma if name == "ca" else None
-                    level = draw(self.recipe.batch, self.generator, cap)
-                    levels[name] = Level(level[rows], self._noise())
-            if recipe.cdm and recipe.off_trajectory != "none":
-                level = uniform_sigmas(self.recipe.batch, self.generator)
-                off = Level(level[rows], self._noise())
-        return Draws(schedule, index[rows], sigma[rows], noise, fake, levels, off)
+            for name, weight in {"ca": loss.ca, "dm": loss.dm, "cdm": loss.cdm}.items():
+                if weight:
+                    teachers[name] = self._level(cap=sigma if name == "ca" else None)
+            if loss.cdm:
+                off = self._level()
+        rows = self.rows
+        return Draws(schedule, index[rows], sigma[rows], noise, fake, teachers, off)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Both generators' states."""
@@ -116,6 +112,10 @@ class Rng:
         """Continue where ``state_dict`` was."""
         self.host.set_state(state["host"])
         self.generator.set_state(state["device"])
+
+    def _level(self, cap: Tensor | None = None) -> Level:
+        sigma = uniform_sigmas(self.recipe.batch, self.generator, cap)
+        return Level(sigma[self.rows], self._noise())
 
     def _noise(self) -> Tensor:
         shape = (self.recipe.batch, *self.latent_shape)

@@ -60,17 +60,5 @@ def uniform_sigmas(batch: int, generator: Generator, cap: Tensor | None = None) 
         generator: decides the device.
         cap: (batch,), the student's own level for the CA loss.
     """
-    return _capped(torch.rand(batch, generator=generator, device=generator.device), cap)
-
-
-def logit_normal_sigmas(batch: int, generator: Generator, cap: Tensor | None = None) -> Tensor:
-    """The sigmoid of a standard normal (arXiv 2403.03206, section 3.1), times ``cap``; (batch,).
-
-    Clamped to [0.02, 0.98] like ``uniform_sigmas``.
-    """
-    draws = torch.randn(batch, generator=generator, device=generator.device).sigmoid()
-    return _capped(draws, cap)
-
-
-def _capped(draws: Tensor, cap: Tensor | None) -> Tensor:
+    draws = torch.rand(batch, generator=generator, device=generator.device)
     return (draws if cap is None else draws * cap).clamp(SIGMA_MIN, SIGMA_MAX)

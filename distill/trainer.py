@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.adapters import Adapter, Condition
 from distill.errors import DistillError
-from distill.flow import Anchors, Velocity, rollout
+from distill.flow import Anchors, Point, Velocity, euler, rollout
 from distill.networks import (
     Average,
-    adamw,
-    adamw_step,
+    Optimiser,
     add_lora,
+    attention_kernel,
     blocks,
     move_towards,
     ramped_decay,
-    trained,
+    weights_of,
 )
 from distill.objective import Velocities, fake_loss, student_losses
 from distill.parallel import Processes
-from distill.recipe import Recipe
-from distill.rng import Draws, Rng
+from distill.recipe import MAY_CHANGE, Recipe
+from distill.rng import Draws, Level, Rng
 
 if TYPE_CHECKING:
     from distill.prompts import PromptStream
+
+Batch = list[tuple[Anchors, Draws]]
+"""The parts that are taken through the networks one after the other."""
 
 
 class Trainer:
@@ -90,13 +88,14 @@ class Trainer:
             teacher=self._velocity_of(teacher),
             fake=self._velocity_of(self.fake),
         )
-        self.student_optimiser = adamw(self.student, recipe.optimiser)
-        self.fake_optimiser = adamw(self.fake, recipe.optimiser)
+        self.student_optimiser = Optimiser(self.student, recipe.optimiser)
+        self.fake_optimiser = Optimiser(self.fake, recipe.optimiser)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a continuation must have in common with this run."""
-        return {"recipe": asdict(self.recipe), "prompts": self.prompts.sha256}
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in MAY_CHANGE}
+        return {**recipe, "prompts' SHA-256": self.prompts.sha256}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -111,18 +110,12 @@ class Trainer:
             Losses, gradient norms and the latents' mean and standard deviation over this process's
             samples: scalars on the device, not waited for.
         """
-        for part in range(self.recipe.fake_updates):
-            iteration = self.updates * self.recipe.fake_updates + part
-            last = part == self.recipe.fake_updates - 1
-            condition = self._next_prompts(iteration)
-            draws = self.rng.iteration(student=last)
-            cut = [(draws[rows], condition[rows]) for rows in self._parts()]
-            # The forward at the anchor, with its gradient, is half of the student's pass; but the
-            # graphs of several parts would have to live through the fake teacher's update.
-            graded = last and len(cut) == 1 and self.recipe.loss.on_trajectory
-            anchors = [self._anchors(*part, graded) for part in cut]
-            metrics = self._update_fake(anchors, cut, iteration)
-        metrics |= self._update_student(anchors, cut)
+        count = self.recipe.fake_updates
+        for iteration in range(self.updates * count, (self.updates + 1) * count):
+            last = (iteration + 1) % count == 0
+            batch = self._roll_out(iteration, student=last)
+            metrics = self._update_fake(batch, iteration)
+        metrics |= self._update_student(batch)
         self.updates += 1
         return metrics
 
@@ -133,30 +126,25 @@ class Trainer:
         """
         return {
             "updates": self.updates,
-            "student": _values(self.student),
-            "fake": _values(self.fake),
-            "average": self.average.values,
-            "student_optimiser": get_optimizer_state_dict(self.student, self.student_optimiser),
-            "fake_optimiser": get_optimizer_state_dict(self.fake, self.fake_optimiser),
+            **self._learnt(),
+            "student_optimiser": self.student_optimiser.state_dict(),
+            "fake_optimiser": self.fake_optimiser.state_dict(),
             "rng": self.rng.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a ``state_dict``."""
         self.updates = state["updates"]
-        for name, values in (
-            ("student", _values(self.student)),
-            ("fake", _values(self.fake)),
-            ("average", self.average.values),
-        ):
+        for name, values in self._learnt().items():
             for key, value in values.items():
                 value.copy_(state[name][key])
-        for network, optimiser, key in (
-            (self.student, self.student_optimiser, "student_optimiser"),
-            (self.fake, self.fake_optimiser, "fake_optimiser"),
-        ):
-            set_optimizer_state_dict(network, optimiser, state[key])
+        self.student_optimiser.load_state_dict(state["student_optimiser"])
+        self.fake_optimiser.load_state_dict(state["fake_optimiser"])
         self.rng.load_state_dict(state["rng"])
+
+    def _learnt(self) -> dict[str, dict[str, Tensor]]:
+        student, fake = weights_of(self.student), weights_of(self.fake)
+        return {"student": student, "fake": fake, "average": self.average.values}
 
     def _trainable(self, teacher: nn.Module) -> nn.Module:
         network = copy.deepcopy(teacher).float()
@@ -170,26 +158,15 @@ class Trainer:
 
     def _velocity_of(self, network: nn.Module) -> Velocity:
         """``v(x, sigma, condition)`` of a network, in the recipe's precision."""
-        low = self.recipe.runtime.precision == "bf16"
+        device, low = self.device.type, self.recipe.runtime.precision == "bf16"
 
         def velocity(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-            with ExitStack() as contexts:
-                # A context a call: autocast's cache of cast weights must not outlive an update.
-                contexts.enter_context(
-                    torch.autocast(self.device.type, torch.bfloat16, enabled=low)
-                )
-                if torch.is_grad_enabled():
-                    contexts.enter_context(self._attention())
+            attention = attention_kernel(device) if torch.is_grad_enabled() else nullcontext()
+            # A context a call: autocast's cache of cast weights must not outlive an update.
+            with torch.autocast(device, torch.bfloat16, enabled=low), attention:
                 return self.adapter.velocity(network, x, sigma, condition)
 
         return velocity
-
-    def _attention(self) -> AbstractContextManager[None]:
-        """The kernel for trained passes: on a CPU matmul and softmax, 18 % faster at 64 tokens."""
-        if self.device.type == "cpu":
-            attention: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-            return attention
-        return nullcontext()
 
     def _shift(self, sigmas: Tensor) -> Tensor:
         return self.adapter.shift(sigmas, self.recipe.height, self.recipe.width)
@@ -199,30 +176,37 @@ class Trainer:
         samples = range(start + self.rows.start, start + self.rows.stop)
         return self.prompts.at(samples).to(self.device)
 
-    def _parts(self) -> list[slice]:
+    def _roll_out(self, iteration: int, student: bool) -> Batch:
+        """The student's way to an anchor for each of the next samples, in parts of the batch."""
+        condition, draws = self._next_prompts(iteration), self.rng.iteration(student)
         count = self.recipe.runtime.accumulate
-        size = (self.rows.stop - self.rows.start) // count
-        return [slice(i * size, (i + 1) * size) for i in range(count)]
+        size = len(draws) // count
+        # The forward at the anchor, with its gradient, is half of the student's pass; but the
+        # graphs of several parts would have to live through the fake teacher's update.
+        graded = student and count == 1 and self.recipe.loss.on_trajectory
+        parts = [slice(i * size, (i + 1) * size) for i in range(count)]
+        return [(self._anchors(draws[i], condition[i], graded), draws[i]) for i in parts]
 
     def _anchors(self, draws: Draws, condition: Condition, graded: bool) -> Anchors:
-        """The student's way to an anchor for each sample, and its velocity there."""
+        """Each sample's state where its rollout stops, and the student's velocity there."""
         student = self.velocities.student
         x = rollout(student, draws.noise, draws.schedule, draws.index, condition)
         with torch.set_grad_enabled(graded):
-            return Anchors(x, draws.sigma, student(x, draws.sigma, condition))
+            return Anchors(x, draws.sigma, condition, student(x, draws.sigma, condition))
 
-    def _update_fake(
-        self, anchors: list[Anchors], cut: list[tuple[Draws, Condition]], iteration: int
-    ) -> dict[str, Tensor]:
-        recipe = self.recipe.optimiser
-        x0 = [at.x0 for at in anchors]
+    def _off_trajectory(self, anchors: Anchors, level: Level) -> Point:
+        """CDM's input: carried along the student's own velocity to another level."""
+        x = euler(anchors.x, anchors.velocity.detach(), anchors.sigma, level.sigma)
+        return Point(x, level.sigma, anchors.condition)
+
+    def _update_fake(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+        x0 = [anchors.x0(anchors.velocity.detach()) for anchors, _ in batch]
         losses = []
-        for i, (draws, condition) in enumerate(cut):
-            losses.append(fake_loss(self.velocities.fake, x0[i], condition, draws.fake))
-            self._backward(losses[-1], self.fake, i, len(cut))
-        norm = adamw_step(self.fake_optimiser, recipe.fake_rate, iteration, recipe)
-        targets = list(_values(self.student).values())
-        move_towards(list(_values(self.fake).values()), targets, self.recipe.fake_pull)
+        for i, (anchors, draws) in enumerate(batch):
+            losses.append(fake_loss(self.velocities.fake, x0[i], anchors.condition, draws.fake))
+            self._backward(losses[-1], self.fake, i, len(batch))
+        norm = self.fake_optimiser.step(self.recipe.optimiser.fake_rate, iteration)
+        move_towards(weights_of(self.fake), weights_of(self.student), self.recipe.fake_pull)
         whole = torch.cat(x0)
         return {
             "fake": torch.stack(losses).detach().mean(),
@@ -231,19 +215,16 @@ class Trainer:
             "latent_std": whole.std(),
         }
 
-    def _update_student(
-        self, anchors: list[Anchors], cut: list[tuple[Draws, Condition]]
-    ) -> dict[str, Tensor]:
-        weights, recipe = self.recipe.loss, self.recipe.optimiser
+    def _update_student(self, batch: Batch) -> dict[str, Tensor]:
+        weights = self.recipe.loss
         parts: list[dict[str, Tensor]] = []
-        for i, (draws, condition) in enumerate(cut):
-            losses = student_losses(
-                self.velocities, anchors[i], condition, self.null, weights, draws
-            )
+        for i, (anchors, draws) in enumerate(batch):
+            off = None if draws.off is None else self._off_trajectory(anchors, draws.off)
+            losses = student_losses(self.velocities, anchors, off, self.null, weights, draws)
             weighted = [getattr(weights, name) * loss for name, loss in losses.items()]
-            self._backward(torch.stack(weighted).sum(), self.student, i, len(cut))
+            self._backward(torch.stack(weighted).sum(), self.student, i, len(batch))
             parts.append({name: loss.detach() for name, loss in losses.items()})
-        norm = adamw_step(self.student_optimiser, recipe.student_rate, self.updates, recipe)
+        norm = self.student_optimiser.step(self.recipe.optimiser.student_rate, self.updates)
         self.average.update(ramped_decay(self.updates, self.recipe.ema))
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         return means | {"gradient": norm}
@@ -252,11 +233,7 @@ class Trainer:
         """Add one part's gradient; after the last one it is the mean over parts and processes."""
         last = part == parts - 1
         self.processes.exchange_gradients(network, last)
-        with self._attention():  # checkpointed blocks run forward once more
+        with attention_kernel(self.device.type):  # checkpointed blocks run forward once more
             (loss / parts).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if last:
             self.processes.average_gradients(network)
-
-
-def _values(network: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in trained(network).items()}

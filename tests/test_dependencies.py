@@ -30,6 +30,7 @@ EXTRAS = {
     "cdm_serve/engine": {"cpu", "cuda", "tensorrt"},
     "cdm_serve/ray": {"ray"},
     "distill": {"distill", "datasets"},
+    "distill/demo": {"demo"},
     "export": {"export", "int8", "tensorrt"},
     "benchmarks": {"bench", "cuda", "export", "peers", "tensorrt"},
     "tests": {"dev"},

@@ -4,13 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from pipelines import PROMPTS, tiny_sd3
 
-from benchmarks.ablation import STEPS, accuracy
+from benchmarks.ablation import STEPS, TRAINERS, accuracy
 from benchmarks.cli import main
 from benchmarks.variants import VARIANTS
-from distill.recipe_file import read_recipe
+from distill.adapters import Condition
+from distill.flow import Anchors
+from distill.recipe import read_recipe
+from distill.rng import Level
 
 RECIPE = Path("distill/recipes/emoji.toml")
 
@@ -68,15 +72,33 @@ def test_one_command_trains_judges_and_draws_and_goes_on_where_it_was(
     assert "holds results with overrides" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_is_a_recipe(name: str) -> None:
-    recipe = read_recipe(RECIPE, list(VARIANTS[name]))
-    assert (recipe == read_recipe(RECIPE)) is (name == "CDM")
-
-
 def test_no_two_variants_are_the_same() -> None:
-    recipes = [read_recipe(RECIPE, list(overrides)) for overrides in VARIANTS.values()]
-    assert all(recipes.count(recipe) == 1 for recipe in recipes)
+    """Each is other overrides or another trainer; those of the recipe alone are CDM's own."""
+    forms = [
+        (read_recipe(RECIPE, list(overrides)), TRAINERS.get(name))
+        for name, overrides in VARIANTS.items()
+    ]
+    assert all(forms.count(form) == 1 for form in forms)
+    assert forms[list(VARIANTS).index("CDM")] == (read_recipe(RECIPE), None)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_where_else_cdm_takes_the_student(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, velocity, noise = torch.randn(3, 2, 4, 4, 4, generator=generator)
+    at = Anchors(
+        x, torch.tensor([0.3, 0.9]), Condition({"prompt_embeds": torch.empty(2, 1, 1)}), velocity
+    )
+    level = Level(torch.tensor([0.5, 0.1]), noise)
+    off = TRAINERS[name]._off_trajectory(object.__new__(TRAINERS[name]), at, level)
+    sigma = {"without extrapolation": at.sigma, "Gaussian perturbation": level.sigma}[name]
+    here, there = (s.view(-1, 1, 1, 1) for s in (at.sigma, level.sigma))
+    picture = x - here * velocity
+    expected = {"without extrapolation": x, "Gaussian perturbation": (1 - there) * picture}[name]
+    if name == "Gaussian perturbation":
+        expected = expected + there * noise
+    torch.testing.assert_close(off.x, expected)
+    assert torch.equal(off.sigma, sigma)
 
 
 def test_refuses_an_unknown_variant(

@@ -5,7 +5,7 @@ import torch
 from pipelines import tiny_sd3
 
 from distill.adapters import Condition, load_adapter
-from distill.flow import Anchors, Point, euler, merged, noised, predicted_x0, rollout
+from distill.flow import Point, euler, merged, noised, predicted_x0, rollout
 
 SHAPE = (2, 3, 3)
 
@@ -65,13 +65,6 @@ def test_no_gradient_reaches_the_student() -> None:
         condition_of(2),
     )
     assert not reached.requires_grad
-
-
-def test_the_picture_of_an_anchor_carries_no_gradient() -> None:
-    x, velocity = torch.randn(2, 1, *SHAPE)
-    anchors = Anchors(x, torch.tensor([0.5]), velocity.requires_grad_())
-    assert torch.equal(anchors.x0, x - 0.5 * velocity.detach())
-    assert not anchors.x0.requires_grad
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])

@@ -6,20 +6,20 @@ from pipelines import PROMPTS
 from torch import nn
 
 from distill.adapters import Adapter
-from distill.networks import Average, adamw, adamw_step, add_lora, merge_lora, ramped_decay, trained
+from distill.networks import Average, Optimiser, add_lora, merge_lora, ramped_decay, trained
 from distill.recipe import LoraRecipe, OptimiserRecipe
 
 
 def test_three_steps_match_the_formula_with_warmup_decay_and_clipping() -> None:
     recipe = OptimiserRecipe(warmup=2, weight_decay=0.1, grad_clip=0.5)
     network = nn.Linear(3, 1, bias=False)
-    optimiser = adamw(network, recipe)
+    optimiser = Optimiser(network, recipe)
     w = network.weight.detach().double().clone()
     m, v = torch.zeros_like(w), torch.zeros_like(w)
     inputs = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0))
     for k in range(3):
         network(inputs[k]).square().mean().backward()
-        norm = adamw_step(optimiser, 1e-2, k, recipe)
+        norm = optimiser.step(1e-2, k)
         x = inputs[k].double()
         gradient = 2 * (x @ w.T).T @ x / 5
         assert norm.item() == pytest.approx(gradient.norm().item(), rel=1e-4)

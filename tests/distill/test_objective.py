@@ -8,7 +8,7 @@ from pipelines import PROMPTS
 
 from distill.adapters import Condition
 from distill.adapters.sd3 import Sd3Adapter
-from distill.flow import Anchors
+from distill.flow import Anchors, Point
 from distill.objective import Velocities, fake_loss, student_losses
 from distill.recipe import LossRecipe
 from distill.rng import Draws, Level
@@ -36,12 +36,22 @@ def velocities(adapter: Sd3Adapter, networks: dict[str, torch.nn.Module]) -> Vel
     return Velocities(**{name: of(network) for name, network in networks.items()})
 
 
-def anchors(generator: torch.Generator) -> Anchors:
+def anchors(condition: Condition) -> Anchors:
+    generator = torch.Generator().manual_seed(0)
     return Anchors(
         x=torch.randn(3, *SHAPE, generator=generator),
         sigma=torch.tensor([1.0, 0.7, 0.3]),
+        condition=condition,
         velocity=torch.randn(3, *SHAPE, generator=generator),
     )
+
+
+def off_of(a: Anchors, draws: Draws) -> Point | None:
+    """CDM's input, by the page."""
+    if draws.off is None:
+        return None
+    off, t = (s.view(-1, 1, 1, 1) for s in (draws.off.sigma, a.sigma))
+    return Point(a.x + (off - t) * a.velocity.detach(), draws.off.sigma, a.condition)
 
 
 def regression(v, x, sigma, direction, cond_x0):
@@ -107,10 +117,10 @@ def gradient(network: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
 
 def test_merged_passes_equal_the_page(adapter: Sd3Adapter, networks) -> None:
     both = velocities(adapter, networks)
-    a = anchors(torch.Generator().manual_seed(0))
     condition, null = adapter.encode(PROMPTS[:3]), adapter.encode([""])
+    a = anchors(condition)
     draws = some_draws(5)
-    ours = student_losses(both, a, condition, null, LossRecipe(), draws)
+    ours = student_losses(both, a, off_of(a, draws), null, LossRecipe(), draws)
     expected = restated(both, a, condition, null, draws)
     assert list(ours) == ["ca", "dm", "cdm"]
     for name, loss in ours.items():
@@ -128,8 +138,8 @@ def test_the_forward_at_the_anchor_can_be_half_of_the_students_pass(
 ) -> None:
     """Given with its gradient, it spares a forward and changes nothing."""
     both = velocities(adapter, networks)
-    a = anchors(torch.Generator().manual_seed(0))
     condition, null = adapter.encode(PROMPTS[:3]), adapter.encode([""])
+    a = anchors(condition)
     graded = dataclasses.replace(a, velocity=both.student(a.x, a.sigma, condition))
     plain = dataclasses.replace(a, velocity=graded.velocity.detach())
     sizes = []
@@ -141,41 +151,11 @@ def test_the_forward_at_the_anchor_can_be_half_of_the_students_pass(
     counted = dataclasses.replace(both, student=counting)
     found = []
     for given in (graded, plain):
-        losses = student_losses(counted, given, condition, null, LossRecipe(), some_draws(5))
+        draws = some_draws(5)
+        losses = student_losses(counted, given, off_of(a, draws), null, LossRecipe(), draws)
         found.append(gradient(networks["student"], sum(losses.values())))
     assert sizes == [3, 6]
     assert (found[0] - found[1]).norm() / found[1].norm() < 1e-5
-
-
-@pytest.mark.parametrize("kind", ["euler", "noise", "none"])
-def test_where_cdm_takes_the_student(adapter: Sd3Adapter, kind: str) -> None:
-    """Along its velocity, from its picture with fresh noise, or nowhere."""
-    a = anchors(torch.Generator().manual_seed(0))
-    draws = some_draws(5, ("cdm",))
-    if kind == "none":
-        draws = dataclasses.replace(draws, off=None)
-    asked = []
-
-    def student(x, sigma, condition):
-        asked.append((x, sigma))
-        return torch.zeros_like(x)
-
-    def other(x, sigma, condition):
-        return torch.zeros_like(x)
-
-    recipe = LossRecipe(ca=0, dm=0, off_trajectory=kind)
-    condition, null = adapter.encode(PROMPTS[:3]), adapter.encode([""])
-    student_losses(Velocities(student, other, other), a, condition, null, recipe, draws)
-    [(x, sigma)] = asked
-    t, off = a.sigma.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
-    expected = {
-        "euler": a.x + (off - t) * a.velocity,
-        "none": a.x,
-    }
-    if kind == "noise":
-        expected["noise"] = (1 - off) * (a.x - t * a.velocity) + off * draws.off.noise
-    torch.testing.assert_close(x, expected[kind])
-    assert torch.equal(sigma, a.sigma if kind == "none" else draws.off.sigma)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +183,15 @@ def test_forwards_spent(adapter: Sd3Adapter, weights, by_student, by_teacher, by
     recipe = dataclasses.replace(
         LossRecipe(), **dict(zip(("ca", "dm", "cdm"), weights, strict=True))
     )
+    a = anchors(adapter.encode(PROMPTS[:3]))
+    draws = some_draws(0, tuple(n for n, w in zip(("ca", "dm", "cdm"), weights, strict=True) if w))
     losses = student_losses(
         Velocities(**{name: counting(name) for name in spent}),
-        anchors(torch.Generator().manual_seed(0)),
-        adapter.encode(PROMPTS[:3]),
+        a,
+        off_of(a, draws),
         adapter.encode([""]),
         recipe,
-        some_draws(0, tuple(n for n, w in zip(("ca", "dm", "cdm"), weights, strict=True) if w)),
+        draws,
     )
     assert spent == {"student": by_student, "teacher": by_teacher, "fake": by_fake}
     assert list(losses) == [n for n, w in zip(("ca", "dm", "cdm"), weights, strict=True) if w]

@@ -6,9 +6,7 @@ import torch
 from distill.schedule import (
     dynamic_schedule,
     fixed_schedule,
-    logit_normal_sigmas,
     uniform_index,
-    uniform_sigmas,
 )
 
 
@@ -82,30 +80,3 @@ def test_a_shared_index_is_one_for_all_and_as_uniform() -> None:
     counts = drawn[:, 0].bincount(minlength=5)
     assert counts[0] == 0
     assert ((counts[1:] - 2000).abs() < 180).all()
-
-
-def test_logit_normal_sigmas_are_a_normals_sigmoid() -> None:
-    """Quantiles of the standard normal, from its table."""
-    sigmas = logit_normal_sigmas(50_000, torch.Generator().manual_seed(0))
-    normal = torch.tensor([-1.2816, -0.5244, 0.0, 0.5244, 1.2816])
-    quantiles = sigmas.quantile(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
-    assert (quantiles - normal.sigmoid()).abs().max() < 0.01
-    assert sigmas.min() >= 0.02 and sigmas.max() <= 0.98
-    cap = torch.full((50_000,), 0.4)
-    assert logit_normal_sigmas(50_000, torch.Generator(), cap).max() <= 0.4
-
-
-def test_sigmas_are_uniform_and_clamped() -> None:
-    sigmas = uniform_sigmas(50_000, torch.Generator().manual_seed(0))
-    assert sigmas.min().item() == pytest.approx(0.02)
-    assert sigmas.max().item() == pytest.approx(0.98)
-    quantiles = torch.linspace(0.1, 0.9, 9)
-    assert (sigmas.quantile(quantiles) - quantiles).abs().max() < 0.01
-
-
-def test_capped_sigmas_are_uniform_below_their_cap() -> None:
-    cap = torch.tensor([0.3, 0.6, 1.0, 0.01]).repeat_interleave(20_000)
-    rows = uniform_sigmas(80_000, torch.Generator().manual_seed(0), cap).view(4, -1)
-    assert rows[0].max() <= 0.3 and rows[1].max() <= 0.6
-    assert rows.median(1).values.tolist() == pytest.approx([0.15, 0.3, 0.5, 0.02], abs=0.01)
-    assert rows.min().item() == pytest.approx(0.02)

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from distill.errors import DistillError
-from distill.recipe import LossRecipe, Recipe, ScheduleRecipe
-from distill.recipe_file import read_recipe
+from distill.recipe import LossRecipe, Recipe, ScheduleRecipe, read_recipe
 
 MINIMAL = """
 teacher = "some/teacher"
@@ -40,9 +39,11 @@ def test_a_minimal_recipe_has_the_published_values(tmp_path: Path) -> None:
 def test_a_text_length(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     assert read_recipe(path, ["max_sequence_length=0"]).max_sequence_length == 0
-    with pytest.raises(DistillError, match=r"max_sequence_length must be a whole number, not 'T5'"):
+    with pytest.raises(DistillError, match=r"max_sequence_length = 'T5': expected a valid int"):
         read_recipe(path, ["max_sequence_length=T5"])
-    with pytest.raises(DistillError, match=r"max_sequence_length = -1 must be 0 or more"):
+    with pytest.raises(
+        DistillError, match=r"max_sequence_length = -1: expected greater than or equal to 0"
+    ):
         read_recipe(path, ["max_sequence_length=-1"])
 
 
@@ -65,17 +66,17 @@ def test_tables_and_overrides(tmp_path: Path) -> None:
     [
         ("batches = 3", r"unknown recipe key batches; known: teacher, .*batch"),
         ("[loss]\nalhpa = 3", r"unknown recipe key loss\.alhpa; known: loss\.ca, .*loss\.alpha"),
-        ("batch = 2.5", r"batch must be a whole number, not 2\.5"),
-        ("batch = true", r"batch must be a whole number, not True"),
-        ('seed = "1"', r"seed must be a whole number, not '1'"),
-        ('[loss]\nca = "much"', r"loss\.ca must be a number, not 'much'"),
-        ("loss = 3", r"loss must be a table, not 3"),
-        ('[schedule]\nkind = "even"', r"schedule\.kind must be 'dynamic' or 'fixed', not 'even'"),
-        ("batch = 0", r"batch = 0 must be at least 1"),
-        ("updates = -1", r"updates = -1 must be 0 or more"),
-        ("ema = 1.5", r"ema = 1\.5 must be from 0 to 1"),
-        ("[loss]\nfloor = 0", r"loss\.floor = 0\.0 must be more than 0"),
-        ("[loss]\nca = nan", r"loss\.ca = nan must be 0 or more"),
+        ("batch = 2.5", r"batch = 2\.5: expected a valid integer"),
+        ("batch = true", r"batch = True: expected a valid integer"),
+        ('seed = "1"', r"seed = '1': expected a valid integer"),
+        ('[loss]\nca = "much"', r"loss\.ca = 'much': expected a valid number"),
+        ("loss = 3", r"loss = 3: expected an object"),
+        ('[schedule]\nkind = "even"', r"schedule\.kind = 'even': expected 'dynamic' or 'fixed'"),
+        ("batch = 0", r"batch = 0: expected greater than or equal to 1"),
+        ("updates = -1", r"updates = -1: expected greater than or equal to 0"),
+        ("ema = 1.5", r"ema = 1\.5: expected less than or equal to 1"),
+        ("[loss]\nfloor = 0", r"loss\.floor = 0: expected greater than 0"),
+        ("[loss]\nca = nan", r"loss\.ca = nan: expected a finite number"),
         ("[schedule]\nlow = 0.9\nhigh = 0.5", r"schedule\.low = 0\.9 must not be above"),
         ("[loss]\nca = 0\ndm = 0\ncdm = 0", r"nothing to do"),
         ("batch = ", r"is no valid TOML"),
