@@ -6,6 +6,7 @@ import io
 import re
 import runpy
 import shlex
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -51,12 +52,14 @@ def help_of(program: str, *command: str) -> str:
     printed = io.StringIO()
     with (
         contextlib.redirect_stdout(printed),
+        warnings.catch_warnings(),
         pytest.MonkeyPatch.context() as patch,
         pytest.raises(SystemExit) as ended,
     ):
         if program in MAINS:
             MAINS[program]([*command, "--help"])
         patch.setattr("sys.argv", [program, *command, "--help"])
+        warnings.simplefilter("ignore", RuntimeWarning)  # another test may have imported it
         runpy.run_module(program, run_name="__main__")
     assert ended.value.code == 0
     return printed.getvalue()
