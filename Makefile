@@ -13,7 +13,7 @@ serve: $(VENV)/serve.stamp $(EXPORT)
 
 ## test: install, then style, types and the test suite
 test: $(VENV)/test.stamp check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 ## check: style and types
 check: $(VENV)/test.stamp

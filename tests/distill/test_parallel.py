@@ -132,6 +132,7 @@ def test_sharded_networks_train_save_resume_and_export_the_same_student(
     assert_same_student(folder / "sharded", alone, teacher)
 
 
+@pytest.mark.slow
 def test_adapters_train_sharded_and_go_on_alone(recipe_file: Path, teacher: Path) -> None:
     """LoRA under FSDP2; its checkpoint is then continued by a single process."""
     folder = recipe_file.parent
@@ -157,6 +158,7 @@ def test_rows_are_shared_out_evenly() -> None:
         processes.rows(28, parts=3)
 
 
+@pytest.mark.slow
 def test_fsdp_needs_a_shared_index(recipe_file: Path) -> None:
     """Every process must make the same forwards; the message says which key to set."""
     done = subprocess.run(
