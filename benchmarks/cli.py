@@ -1,48 +1,137 @@
-"""``cdm-bench``: measure an image server, and a distillation."""
+"""``cdm-bench``: measure an image server, an engine, a distillation, a GPU."""
+
+from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from benchmarks.errors import BenchError
-from benchmarks.variants import VARIANTS
+from cdm_serve.errors import StartError
 from distill.errors import DistillError
+from export.errors import ExportError
 
-LOADS = ("alone", "busy", "mixed")
-RUNTIMES = (
-    "torch f32",
-    "torch bf16",
-    "openvino f32",
-    "openvino bf16",
-    "onnxruntime cpu",
-    "onnxruntime cuda",
-    "tensorrt",
-)
-SOAKS = ("leaving", "overload", "kills")
+Command = Callable[[argparse.Namespace, Console], int]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Return 0, or 2 when the user can mend what is wrong."""
     arguments = _parser().parse_args(argv)
+    run: Command = arguments.run
     try:
-        code: int = arguments.run(arguments, Console())
-    except (BenchError, DistillError) as error:
+        return run(arguments, Console())
+    except (BenchError, DistillError, ExportError, StartError) as error:
         print(f"cdm-bench: error: {error}", file=sys.stderr)
         return 2
-    return code
 
 
-def _training(command: str) -> Callable[[argparse.Namespace, Console], int]:
-    """A command that needs torch."""
-    return _later("benchmarks.training", command, "distill")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cdm-bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, module: str, extra: str, text: str, more: str = "") -> Any:
+        made = commands.add_parser(name, help=text, description=f"{text}. {more}")
+        made.set_defaults(run=_later(f"benchmarks.{module}", name, extra))
+        made.add_argument(
+            "--out",
+            type=Path,
+            metavar="FOLDER",
+            default=Path("runs/bench"),
+            help="for COMMAND-MACHINE.json (%(default)s)",
+        )
+        return made
+
+    load = command(
+        "load",
+        "load.report",
+        "bench",
+        "latency against load, every picture checked",
+        "Without --clients and --rates: 1, 4 and 16 clients, then a search for the highest Poisson "
+        "rate that holds the SLO. A key is read from OPENAI_API_KEY.",
+    )
+    load.add_argument("url", help="root of the server, such as http://127.0.0.1:8000")
+    load.add_argument("--clients", type=_count, nargs="+", metavar="N", help="closed loops")
+    load.add_argument("--rates", type=_number, nargs="+", metavar="R", help="Poisson, a second")
+    load.add_argument("--search", action="store_true", help="for the highest rate, after these")
+    load.add_argument("--slo", type=_number, default=500.0, metavar="MS", help="(%(default)s)")
+    load.add_argument("--seconds", type=_number, default=10.0, help="at each load (%(default)s)")
+    load.add_argument("--stream", action="store_true", help="and time the first preview")
+    load.add_argument("--steps", type=_count, help="num_inference_steps (server's default)")
+    load.add_argument("--model", help="a name from /v1/models (server's default)")
+
+    peers = command("peers", "serving.peers.report", "bench", "against the same student elsewhere")
+    peers.add_argument("--also", type=Path, nargs="+", default=[], metavar="REPOSITORY")
+    peers.add_argument("--only", nargs="+", metavar="PEER", help="(all)")
+    peers.add_argument("--rounds", type=_count, default=5)
+    peers.add_argument("--seconds", type=_number, default=8.0, help="of each load (%(default)s)")
+    peers.add_argument("--quick", action="store_true", help="two rounds of a second, no sweep")
+    peers.add_argument("--python", type=Path, help="of an environment that has the peers")
+
+    overhead = command("overhead", "serving.overhead", "bench", "the server against its engine")
+    overhead.add_argument("--rounds", type=_count, default=5)
+    overhead.add_argument("--seconds", type=_number, default=4.0, help="of each run (%(default)s)")
+    overhead.add_argument("--only", nargs="+", metavar="LOAD", help="(all)")
+
+    soak = command("soak", "serving.soak", "bench", "clients that leave, too much work, kills")
+    soak.add_argument("--only", nargs="+", metavar="PART", help="(all)")
+    soak.add_argument("--requests", type=_count, default=20_000, help="of the first part")
+    soak.add_argument("--leaving", type=float, default=0.3, help="share of clients that mean to")
+    soak.add_argument("--times", type=_number, default=2.0, help="the capacity")
+    soak.add_argument("--minutes", type=_number, default=5.0, help="of too much work")
+    soak.add_argument("--kills", type=_count, default=3, help="of the model and of Triton")
+
+    engine = command("engine", "serving.engine", "export,bench", "every stage in every runtime")
+    engine.add_argument("--runtimes", nargs="+", metavar="RUNTIME", help="(all)")
+    engine.add_argument("--sizes", nargs="+", metavar="WxH", help="(all exported)")
+    engine.add_argument("--rounds", type=_count, default=3)
+    engine.add_argument("--quick", action="store_true", help="two batches, little repetition")
+
+    for made in (peers, overhead, soak, engine):
+        made.add_argument("--repository", type=Path, default=Path("model_repository"))
+        made.add_argument("--model", help="a model of the repository (the first)")
+    for made in (peers, engine):
+        made.add_argument("--student", type=Path, default=Path("models/emoji-student"))
+
+    distill = command("distill", "training.report", "export,bench", "the cost of an update")
+    distill.add_argument("--recipe", type=Path, default=Path("distill/recipes/emoji.toml"))
+    distill.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a recipe key"
+    )
+    distill.add_argument("--n-max", type=_count, help="(the recipe's)")
+    distill.add_argument("--batch", type=_count, help="(the recipe's)")
+    distill.add_argument("--updates", type=_count, default=500, help="counted, of each form")
+    distill.add_argument("--pairs", type=_count, default=30, help="timed, of each form")
+    distill.add_argument(
+        "--ablation", action="store_true", help="train and judge the method's parts instead"
+    )
+    group = distill.add_argument_group("with --ablation")
+    group.add_argument("--folder", type=Path, default=Path("runs/ablation"))
+    group.add_argument("--only", nargs="+", metavar="VARIANT", help="(all)")
+    group.add_argument("--judge", type=Path, default=Path("models/emoji-judge"))
+    group.add_argument("--pictures", type=_count, default=200, help="at each number of steps")
+    group.add_argument("--subjects", type=_count, default=64, help="that the teacher knows")
+    group.add_argument("--guidance", type=float, default=3.5, help="of the teacher's pictures")
+
+    gpu = command("gpu", "gpu.bench", "export,bench", "a student or real shapes on a GPU")
+    gpu.add_argument("student", help="a folder, or a pipeline's class in gpu/shapes.toml")
+    gpu.add_argument("--only", nargs="+", metavar="PART", help="(all)")
+    gpu.add_argument("--sizes", nargs="+", metavar="WxH", help="(those of the shapes)")
+    gpu.add_argument("--batches", type=_count, nargs="+", default=[1, 2, 4, 8, 16])
+    gpu.add_argument("--seconds", type=_number, default=2.0, help="of each point (%(default)s)")
+    gpu.add_argument("--recipe", type=Path, help="of the update (that of the shapes)")
+    gpu.add_argument("--update-batch", type=_count, default=16, help="samples of one process")
+    gpu.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    return parser
 
 
-def _later(module: str, command: str, extra: str) -> Callable[[argparse.Namespace, Console], int]:
+def _later(module: str, command: str, extra: str) -> Command:
     """A command whose module is imported when it runs, and needs what the extra installs."""
 
     def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -50,29 +139,18 @@ def _later(module: str, command: str, extra: str) -> Callable[[argparse.Namespac
         for library in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
             os.environ.setdefault(library, "error")
         try:
-            function = getattr(importlib.import_module(module), command)
+            function: Command = getattr(importlib.import_module(module), command)
         except ModuleNotFoundError as error:
             raise BenchError(f"{error.name} is missing: pip install 'cdm-serve[{extra}]'") from None
-        code: int = function(arguments, console)
-        return code
+        return function(arguments, console)
 
     return run
 
 
-def _positive(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 3600:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, more than 0")
-    return seconds
 
 
 def _number(text: str) -> float:
@@ -80,105 +158,9 @@ def _number(text: str) -> float:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0 < number < 1e6:
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
     return number
-
-
-def _several(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 2")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cdm-bench", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    load = commands.add_parser(
-        "load",
-        help="latency against load, every picture checked",
-        description="Without --clients and --rates: 1, 4 and 16 clients, then a search for the "
-        "highest Poisson rate that holds the SLO. A key is read from OPENAI_API_KEY.",
-    )
-    load.add_argument("url", help="root of the server, such as http://127.0.0.1:8000")
-    load.add_argument("--clients", type=_positive, nargs="+", metavar="N", help="closed loops")
-    load.add_argument("--rates", type=_number, nargs="+", metavar="R", help="Poisson, a second")
-    load.add_argument("--search", action="store_true", help="for the highest rate, after these")
-    load.add_argument("--slo", type=_number, default=500.0, metavar="MS", help="(%(default)s)")
-    load.add_argument("--seconds", type=_seconds, default=10.0, help="at each load (%(default)s)")
-    load.add_argument("--stream", action="store_true", help="and time the first preview")
-    load.add_argument("--client", choices=("aiperf", "thin"), default="aiperf")
-    load.add_argument("--steps", type=_positive, help="num_inference_steps (server's default)")
-    load.add_argument("--model", help="a name from /v1/models (server's default)")
-    load.add_argument(
-        "--out", type=Path, metavar="FILE.json", default=Path("benchmarks/results/load.json")
-    )
-    load.set_defaults(run=_later("benchmarks.load_report", "load", "bench"))
-
-    overhead = commands.add_parser("overhead", help="the server against the engine without one")
-    overhead.add_argument("--rounds", type=_positive, default=5)
-    overhead.add_argument("--seconds", type=_seconds, default=2.0, help="of each run")
-    overhead.add_argument("--only", nargs="+", choices=LOADS, default=LOADS, help="these loads")
-    overhead.set_defaults(run=_later("benchmarks.serving_commands", "overhead", "bench"))
-    soak = commands.add_parser("soak", help="clients that leave, too much work, kills")
-    soak.add_argument("--only", nargs="+", choices=SOAKS, default=SOAKS, help="these parts")
-    soak.add_argument("--requests", type=_several, default=20_000, help="of the first part")
-    soak.add_argument("--leaving", type=float, default=0.3, help="share of clients that mean to")
-    soak.add_argument("--times", type=float, default=2.0, help="the capacity")
-    soak.add_argument("--minutes", type=float, default=5.0, help="of too much work")
-    soak.add_argument("--kills", type=_positive, default=3, help="of the model and of Triton")
-    soak.set_defaults(run=_later("benchmarks.soak", "soak", "bench"))
-
-    engine = commands.add_parser("engine", help="every stage in every runtime, and the floors")
-    engine.add_argument("--student", type=Path, default=Path("models/emoji-student"))
-    engine.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
-    engine.add_argument("--sizes", nargs="+", default=[], metavar="WxH", help="(all exported)")
-    engine.add_argument("--rounds", type=_positive, default=3)
-    engine.add_argument("--quick", action="store_true", help="two batches, little repetition")
-    engine.set_defaults(run=_later("benchmarks.serving_commands", "engine", "export,bench"))
-    for command in (overhead, soak, engine):
-        command.add_argument("--repository", type=Path, default=Path("model_repository"))
-        command.add_argument("--model", help="a model of the repository (the first)")
-        command.add_argument("--out", type=Path, metavar="FILE.json")
-
-    peers = commands.add_parser("peers", help="against diffusers behind other servers")
-    peers.add_argument("--student", type=Path, default=Path("models/emoji-student"))
-    peers.add_argument("--repository", type=Path, default=Path("model_repository"))
-    peers.add_argument(
-        "--int8", type=Path, metavar="DIR", help="repository with the student in int8, to run too"
-    )
-    peers.add_argument("--rounds", type=_several, default=5)
-    peers.add_argument("--quick", action="store_true", help="two short rounds, no sweep")
-    peers.add_argument(
-        "--out", type=Path, metavar="FILE.json", default=Path("benchmarks/results/peers.json")
-    )
-    peers.set_defaults(run=_later("benchmarks.peer_report", "peers", "peers"))
-
-    distill = commands.add_parser("distill", help="a student update against the released form")
-    distill.add_argument("--n-max", type=_positive, default=28)
-    distill.add_argument("--batch", type=_positive, default=16)
-    distill.add_argument("--updates", type=_several, default=500, help="counted, of each form")
-    distill.add_argument("--pairs", type=_several, default=30, help="timed, of each form")
-    distill.add_argument("--out", type=Path, metavar="FILE.json")
-    distill.set_defaults(run=_training("distill"))
-
-    ablation = commands.add_parser("ablation", help="the method's parts on the emoji teacher")
-    ablation.add_argument("--folder", type=Path, default=Path("runs/ablation"))
-    ablation.add_argument("--updates", type=_positive, help="of each variant (the recipe's)")
-    ablation.add_argument("--batch", type=_positive, help="(the recipe's)")
-    ablation.add_argument("--n-max", type=_positive, help="(the recipe's)")
-    ablation.add_argument("--only", nargs="+", default=list(VARIANTS), metavar="VARIANT")
-    ablation.add_argument("--judge", type=Path, default=Path("models/emoji-judge"))
-    ablation.add_argument("--pictures", type=_several, default=200, help="at each number of steps")
-    ablation.add_argument("--subjects", type=_several, default=64, help="that the teacher knows")
-    ablation.add_argument("--guidance", type=float, default=3.5, help="of the teacher's pictures")
-    ablation.set_defaults(run=_training("ablation"))
-    for command in (distill, ablation):
-        command.add_argument("--recipe", type=Path, default=Path("distill/recipes/emoji.toml"))
-        command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a recipe key"
-        )
-    return parser
 
 
 if __name__ == "__main__":

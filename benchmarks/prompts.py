@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-
-# So few that the server soon knows them all and encodes none.
-PROMPTS = (
-    "a fox in the snow",
-    "an owl on the left on a purple background",
-    "a large pizza on a teal background",
-    "a cat left of a dog on a yellow background",
-)
 
 _SIZES = ("small", "big", "large")
 _SUBJECTS = ("fox", "owl", "cat", "dog", "panda", "frog", "lion", "pig", "rabbit", "penguin")
@@ -20,22 +13,39 @@ _COLOURS = ("red", "green", "blue", "yellow", "purple", "teal", "orange")
 
 @dataclass(frozen=True)
 class Requests:
-    """What all requests of a run have in common; None leaves it to the server."""
+    """What the requests of a run have in common; None leaves it to the server.
+
+    ``steps`` are asked for in turn. With ``known`` prompts, the requests come round again after so
+    many; without, no prompt is ever asked twice.
+    """
 
     model: str | None = None
-    steps: int | None = None
+    steps: tuple[int, ...] = ()
     stream: bool = False
+    known: int | None = None
 
-    def body(self, number: int) -> dict[str, object]:
-        """Return the JSON of a request; its prompt comes again only after 840 others."""
+    def fields(self, number: int) -> dict[str, object]:
+        """Return what the JSON of a request holds."""
+        if self.known is not None:
+            number %= self.known
         body: dict[str, object] = {"prompt": prompt(number), "seed": number}
+        if self.known is None:
+            body["prompt"] = f"{prompt(number)} {number}"
         if self.model is not None:
             body["model"] = self.model
-        if self.steps is not None:
-            body["num_inference_steps"] = self.steps
+        if self.steps:
+            body["num_inference_steps"] = self.steps_of(number)
         if self.stream:
             body |= {"stream": True, "partial_images": 1}
         return body
+
+    def body(self, number: int) -> bytes:
+        """Return the JSON of a request."""
+        return json.dumps(self.fields(number)).encode()
+
+    def steps_of(self, number: int) -> int:
+        """Return how many steps it asks for, where it does."""
+        return self.steps[number % len(self.steps)]
 
 
 def prompt(number: int) -> str:

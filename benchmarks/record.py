@@ -12,12 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.files import write_whole
+from benchmarks.errors import BenchError
 
-# What decides how fast a matrix is multiplied.
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
+RESULTS = Path(__file__).parent / "results"
+# What decides how fast a matrix is multiplied, best first.
+_FLAGS = ("amx_bf16", "amx_int8", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
 _PACKAGES = ("cdm-serve", "numpy", "onnxruntime", "openvino", "pillow", "torch", "diffusers")
-_SOURCE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Environment:
     processor: str
     cores: int
     cpu_flags: tuple[str, ...]
+    gpu: str | None
     memory_bytes: int
     python: str
     packages: dict[str, str]
@@ -39,7 +40,7 @@ class Environment:
     dirty: bool | None
 
     @staticmethod
-    def here(packages: Sequence[str] = ()) -> Environment:
+    def here(packages: Sequence[str] = (), gpu: str | None = None) -> Environment:
         """Of this process; ``packages`` are named beside the usual ones, and left out if absent."""
         processor, flags = _processor()
         commit = _git("rev-parse", "HEAD")
@@ -49,6 +50,7 @@ class Environment:
             processor=processor,
             cores=len(os.sched_getaffinity(0)),
             cpu_flags=tuple(flag for flag in _FLAGS if flag in flags),
+            gpu=gpu,
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             python=platform.python_version(),
             packages=_versions((*_PACKAGES, *packages)),
@@ -56,15 +58,67 @@ class Environment:
             dirty=None if changes is None else bool(changes),
         )
 
+    @property
+    def kind(self) -> str:
+        """The kind of machine, for a file's name: ``2-cores-amx``, or the name of the GPU."""
+        if self.gpu:
+            return "-".join(self.gpu.lower().split())
+        best = self.cpu_flags[0] if self.cpu_flags else platform.machine()
+        return f"{self.cores}-cores-{best.partition('_')[0].removesuffix('f')}"
 
-def write_result(path: Path, result: dict[str, Any], packages: Sequence[str] = ()) -> None:
-    """Write ``result`` as JSON with its ``environment`` before it.
+
+class Record:
+    """The file of one command's result on this kind of machine, ``FOLDER/COMMAND-KIND.json``."""
+
+    def __init__(
+        self, folder: Path, command: str, packages: Sequence[str] = (), gpu: str | None = None
+    ) -> None:
+        """Look at the machine and the source now, before anything is measured.
+
+        Raises:
+            BenchError: the folder cannot be made; or it is this source's own ``results``, and the
+                source differs from its commit.
+        """
+        self.environment = Environment.here(packages, gpu)
+        self.path = folder / f"{command}-{self.environment.kind}.json"
+        if folder.resolve() == RESULTS and self.environment.dirty:
+            raise BenchError(
+                f"{folder} takes results of committed source only, and tracked files differ from "
+                f"{str(self.environment.commit)[:8]}: commit them, or name another --out"
+            )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BenchError(f"--out: cannot make {folder}: {error}") from error
+
+    @property
+    def chart(self) -> Path:
+        """Where the picture of the same result goes."""
+        return self.path.with_suffix(".png")
+
+    def write(self, result: dict[str, Any]) -> None:
+        """Write ``result`` as JSON with its ``environment`` before it.
+
+        Raises:
+            BenchError: it cannot be written.
+        """
+        whole = {"environment": asdict(self.environment), **result}
+        write_whole(self.path, json.dumps(whole, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it.
 
     Raises:
         BenchError: it cannot be written.
     """
-    whole = {"environment": asdict(Environment.here(packages)), **result}
-    write_whole(path, json.dumps(whole, indent=2) + "\n")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise BenchError(f"cannot write {path}: {error}") from error
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
@@ -87,10 +141,9 @@ def _processor() -> tuple[str, set[str]]:
 
 
 def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(RESULTS.parents[1]), *arguments]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(_SOURCE), *arguments], capture_output=True, text=True, check=True
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.strip()

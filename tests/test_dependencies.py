@@ -16,11 +16,16 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"cdm_serve", "distill", "export", "benchmarks"}
+# What lives in an environment of its own says so beside it.
+OWN = {"benchmarks/serving/peers": "requirements.txt"}
 # In no environment of the tests.
 NOT_HERE = {
     "cupy": "cupy-cuda13x",
     "datasets": "datasets",
     "litserve": "litserve",
+    "openvino_genai": "openvino-genai",
+    "openvino_tokenizers": "openvino-tokenizers",
+    "optimum": "optimum-intel",
     "tensorrt": "tensorrt",
 }
 NO_PACKAGE = {"triton_python_backend_utils"}  # Triton's own, inside its process
@@ -32,7 +37,8 @@ EXTRAS = {
     "distill": {"distill", "datasets"},
     "distill/demo": {"demo"},
     "export": {"export", "int8", "tensorrt"},
-    "benchmarks": {"bench", "cuda", "export", "peers", "tensorrt"},
+    "benchmarks": {"bench", "cuda", "export", "tensorrt"},
+    "benchmarks/serving/peers": {"bench"},
     "tests": {"dev"},
 }
 
@@ -77,6 +83,10 @@ def distribution_of(module: str) -> str:
 @pytest.mark.parametrize("folder", EXTRAS)
 def test_every_import_is_declared(folder: str) -> None:
     allowed = declared("").union(*map(declared, EXTRAS[folder]))
+    if folder in OWN:
+        lines = (ROOT / folder / OWN[folder]).read_text().splitlines()
+        own = [Requirement(line) for line in lines if not line.startswith("#")]
+        allowed |= {canonicalize_name(each.name) for each in own}
     inside = {other for other in EXTRAS if other.startswith(f"{folder}/")}
     missing = {
         f"{path.relative_to(ROOT)}: {module}"

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -7,17 +8,20 @@ from benchmarks.chart import Chart, save_charts
 from benchmarks.errors import BenchError
 
 
-def test_a_line_is_where_its_values_are(tmp_path: Path) -> None:
-    chart = Chart("t", ["1", "2"], {"flat": [0.5, 0.5]}, low=0.0, high=1.0)
-    save_charts([chart], tmp_path / "chart.png")
-    with Image.open(tmp_path / "chart.png") as picture:
-        # Between the two places, half-way up the axis that goes from y = 300 to y = 40.
-        red, _, blue = picture.getpixel((228, 170))
-        assert red < 60 < 150 < blue
-        assert picture.getpixel((228, 150)) == (255, 255, 255)
+def test_charts_stand_side_by_side_and_a_line_is_where_its_values_are(tmp_path: Path) -> None:
+    flat = Chart("t", ["1", "2"], {"flat": [0.5, 0.5]}, high=1.0)
+    save_charts([flat, flat], tmp_path / "two.png")
+    save_charts([flat], tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
+        assert two.width > 1.5 * one.width and two.height == one.height
+        pixels = np.asarray(one.convert("RGB")).astype(int)
+    red, _, blue = np.moveaxis(pixels, -1, 0)
+    # The line, without its short copy in the legend, lies half-way up the axes.
+    rows, _ = np.nonzero((blue - red > 100) & (np.arange(one.width) < one.width / 2))
+    assert len(rows) > 100
+    assert 0.4 < rows.mean() / one.height < 0.6
 
 
 def test_says_when_it_cannot_be_written(tmp_path: Path) -> None:
-    chart = Chart("t", ["1"], {"a": [1.0]}, low=0.0, high=1.0)
     with pytest.raises(BenchError, match="cannot write"):
-        save_charts([chart], tmp_path)
+        save_charts([Chart("t", ["1"], {"a": [1.0]})], tmp_path / "nowhere" / "chart.png")

@@ -1,0 +1,1 @@
+"""Real shapes with random weights on a GPU."""

@@ -1,0 +1,51 @@
+"""Pipelines of real shapes with random weights, from ``shapes.toml``."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SHAPES: dict[str, dict[str, Any]] = tomllib.loads(
+    (Path(__file__).parent / "shapes.toml").read_text(encoding="utf-8")
+)
+_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+
+
+def random_component(table: dict[str, Any], dtype: torch.dtype) -> Any:
+    """One part of a pipeline, its weights in ``dtype``, on torch's default device.
+
+    Tokenizers know single bytes, and no words.
+    """
+    options = dict(table)
+    module, _, name = options.pop("class").rpartition(".")
+    kind = getattr(import_module(module), name)
+    if issubclass(kind, PreTrainedTokenizerBase):
+        symbols = sorted(ByteLevel.alphabet())
+        words = [*symbols, *(f"{each}</w>" for each in symbols), *_SPECIAL]
+        return kind(vocab={word: i for i, word in enumerate(words)}, merges=[], **options)
+    if issubclass(kind, diffusers.SchedulerMixin):
+        return kind(**options)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        if issubclass(kind, PreTrainedModel):
+            return kind(kind.config_class(**options)).eval()
+        return kind(**options).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def write_pipeline(name: str, folder: Path, dtype: torch.dtype) -> None:
+    """Write one of ``SHAPES`` as a diffusers folder."""
+    shape = SHAPES[name]
+    torch.manual_seed(0)
+    components = {key: random_component(t, dtype) for key, t in shape["components"].items()}
+    absent = dict.fromkeys(shape["absent"])
+    getattr(diffusers, name)(**components, **absent).save_pretrained(folder)

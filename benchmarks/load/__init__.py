@@ -1,0 +1,1 @@
+"""Loads on any OpenAI-compatible image server."""

@@ -1,0 +1,1 @@
+"""The server against its engine, its limits and its peers."""

@@ -1,0 +1,1 @@
+"""The same student behind other servers."""

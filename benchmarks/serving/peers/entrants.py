@@ -1,0 +1,129 @@
+"""Who takes part in ``cdm-bench peers``, and how each may be set up."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.environments import last_line
+from benchmarks.errors import BenchError
+from benchmarks.serving.exported import Exported
+from benchmarks.serving.servers import Server, served, started
+
+# torchvision comes with optimum-intel, in a build that may not be torch's, and nothing uses it.
+WITHOUT = ("torchvision",)
+REQUIREMENTS = Path(__file__).parent / "requirements.txt"
+OURS = "cdm-serve"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a peer is set up; the names are those of its arguments."""
+
+    batch: int = 1
+    wait: float = 0.0
+    workers: int = 1
+    bf16: bool = False
+    lock: bool = False
+
+    def arguments(self) -> list[str]:
+        """Return them as its command line has them."""
+        flags = [f"--{name}" for name in ("bf16", "lock") if getattr(self, name)]
+        numbers = [f"--{name}={getattr(self, name):g}" for name in ("batch", "wait", "workers")]
+        return [*numbers, *flags]
+
+    def __str__(self) -> str:
+        words = [f"batch {self.batch}"] if self.batch > 1 else ["no batches"]
+        words += [f"{1000 * self.wait:g} ms"] if self.wait else []
+        words += [f"{self.workers} workers"] if self.workers > 1 else []
+        words += ["one at a time"] if self.lock else []
+        words += ["bf16 autocast"] if self.bf16 else []
+        return ", ".join(words)
+
+
+_TORCH = (
+    Setting(batch=16, wait=0.05, bf16=True),
+    Setting(batch=16, wait=0.01, bf16=True),
+    Setting(batch=8, wait=0.01, bf16=True),
+    Setting(batch=8, wait=0.01, workers=2, bf16=True),
+    Setting(bf16=True),
+)
+# OpenVINO computes in bfloat16 by itself, where the processor has it.
+_OPENVINO = (
+    Setting(batch=16, wait=0.02),
+    Setting(batch=16, wait=0.05),
+    Setting(batch=8, wait=0.005),
+    Setting(batch=8, wait=0.02),
+    Setting(batch=8, wait=0.005, workers=2),
+    Setting(batch=4, wait=0.002),
+    Setting(),
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A module beside this one, and the settings to try, the likeliest first."""
+
+    title: str
+    module: str
+    settings: tuple[Setting, ...]
+    openvino: bool = False
+
+
+PEERS = {
+    "optimum": Peer("optimum-intel in LitServe", "litserve_peer", _OPENVINO, openvino=True),
+    "genai": Peer(
+        "OpenVINO GenAI in FastAPI", "genai_peer", (Setting(), Setting(workers=2)), openvino=True
+    ),
+    "litserve": Peer("diffusers in LitServe", "litserve_peer", _TORCH),
+    "ray": Peer("diffusers in Ray Serve", "ray_peer", _TORCH),
+    # Without autocast, as its users write it.
+    "fastapi": Peer("diffusers in FastAPI", "fastapi_peer", (Setting(lock=True), Setting())),
+}
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A server that can be started in some settings; ours has but one."""
+
+    name: str
+    settings: tuple[Setting, ...]
+    start: Callable[[Setting], AbstractContextManager[Server]]
+
+
+def ours(name: str, exported: Exported) -> Entrant:
+    """Return cdm-serve as ``make serve`` starts it."""
+    return Entrant(name, (Setting(),), lambda _: served(exported, name=name))
+
+
+def peer(name: str, python: Path, student: Path, openvino: Path) -> Entrant:
+    """Return one of ``PEERS``, run by the Python of their environment."""
+    about = PEERS[name]
+    module = f"benchmarks.serving.peers.{about.module}"
+    models = [f"--openvino={openvino}"] if about.openvino else []
+
+    def start(setting: Setting) -> AbstractContextManager[Server]:
+        def command(port: int) -> list[str]:
+            return [module, str(student.resolve()), str(port), *models, *setting.arguments()]
+
+        return started(f"{about.title} ({setting})", command, python)
+
+    return Entrant(about.title, about.settings, start)
+
+
+def export_models(python: Path, student: Path, folder: Path) -> None:
+    """Write the student's OpenVINO models to ``folder``, as optimum-intel exports them.
+
+    Raises:
+        BenchError: it cannot.
+    """
+    module = "benchmarks.serving.peers.export_peer"
+    command = [str(python), "-m", module, str(student.resolve()), str(folder)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False
+    )
+    if done.returncode:
+        raise BenchError(f"optimum-intel does not export {student}: {last_line(done.stderr)}")

@@ -1,0 +1,134 @@
+"""What ``cdm-bench distill`` prints and keeps: the cost of an update, or the ablation."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.chart import Chart, save_charts
+from benchmarks.errors import picked
+from benchmarks.progress import progress
+from benchmarks.record import Record
+from benchmarks.training.ablation import STEPS, TEACHER, Ablation, accuracy, run_ablation
+from benchmarks.training.cost import Spread, UpdateCost, measure
+from benchmarks.training.variants import VARIANTS
+from distill.recipe import read_recipe
+
+
+def distill(arguments: argparse.Namespace, console: Console) -> int:
+    """Count and time an update in both forms; or train and judge the variants."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    keys = {"schedule.n_max": arguments.n_max, "batch": arguments.batch}
+    given = tuple(f"{key}={value}" for key, value in keys.items() if value is not None)
+    overrides = (*given, *arguments.set)
+    return (_ablation if arguments.ablation else _cost)(arguments, overrides, console)
+
+
+def _cost(arguments: argparse.Namespace, overrides: tuple[str, ...], console: Console) -> int:
+    recipe = read_recipe(arguments.recipe, list(overrides))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    record = Record(arguments.out, "distill", gpu=gpu)
+    total = 2 * (arguments.updates + arguments.pairs)
+    with progress("updates", total, console) as advance:
+        cost = measure(recipe, arguments.updates, arguments.pairs, advance)
+    console.print(_cost_table(cost))
+    record.write(asdict(cost))
+    console.print(f"kept in {record.path}")
+    return 0
+
+
+def _ablation(arguments: argparse.Namespace, overrides: tuple[str, ...], console: Console) -> int:
+    """130 when interrupted."""
+    record = Record(arguments.out, "ablation")
+    names = picked("--only", arguments.only, VARIANTS)
+    plan = Ablation(
+        recipe=arguments.recipe,
+        overrides=overrides,
+        judge=arguments.judge,
+        pictures=arguments.pictures,
+        subjects=arguments.subjects,
+        guidance=arguments.guidance,
+    )
+    results = run_ablation(plan, names, arguments.folder, console)
+    if results is None:
+        console.print("stopped; the same command goes on from here")
+        return 130
+    console.print(_ablation_table(results))
+    record.write(results)
+    save_charts(_charts(results), record.chart)
+    console.print(f"kept in {record.path}")
+    return 0
+
+
+def _cost_table(cost: UpdateCost) -> Table:
+    table = Table(title=f"A student update, N_max {cost.n_max}, batch {cost.batch}, {cost.device}")
+    for name in ("", "ours", "released", "ratio"):
+        table.add_column(name, justify="left" if not name else "right")
+
+    def spread(of: Spread, digits: int) -> str:
+        return f"{of.median:.{digits}f} ({of.low:.{digits}f} - {of.high:.{digits}f})"
+
+    ours, released = cost.units_ours, cost.units_released
+    table.add_row(
+        "forwards, mean",
+        f"{ours.mean:.2f} ± {ours.error:.2f}",
+        f"{released.mean:.2f} ± {released.error:.2f}",
+        f"{released.mean / ours.mean:.2f}",
+    )
+    table.add_row(
+        "seconds, median (quartiles)",
+        spread(cost.seconds_ours, 2),
+        spread(cost.seconds_released, 2),
+        spread(cost.faster, 2),
+    )
+    table.caption = (
+        f"{cost.counted_updates} updates counted, {cost.timed_pairs} pairs timed; "
+        f"all seconds together {cost.faster_overall:.2f}"
+    )
+    return table
+
+
+def _ablation_table(results: dict[str, Any]) -> Table:
+    table = Table(title="Accuracy and Fréchet distance by number of steps")
+    table.add_column("")
+    for steps in STEPS:
+        table.add_column(str(steps), justify="right")
+    for name, result in results["results"].items():
+        if name == TEACHER:
+            ((steps, scores),) = result["steps"].items()
+            table.caption = f"teacher, {steps} steps, guided: {_cell(scores)}"
+        else:
+            table.add_row(name, *(_cell(result["steps"][str(steps)]) for steps in STEPS))
+    return table
+
+
+def _cell(scores: dict[str, Any]) -> str:
+    return f"{accuracy(scores):.1%} {scores['frechet']:.1f}"
+
+
+def _charts(results: dict[str, Any]) -> list[Chart]:
+    """Accuracy and distance; the worst tenth of the distances is cut off."""
+    by_name = {name: r["steps"] for name, r in results["results"].items() if name != TEACHER}
+    ((_, teacher),) = results["results"][TEACHER]["steps"].items()
+    places = [str(steps) for steps in STEPS]
+    distances = {n: [by[s]["frechet"] for s in places] for n, by in by_name.items()}
+    teachers = {"teacher, guided": [accuracy(teacher)] * len(places)}
+    accuracies = {n: [accuracy(by[s]) for s in places] for n, by in by_name.items()}
+    high = sorted(value for line in distances.values() for value in line)
+    return [
+        Chart("accuracy by steps", places, accuracies | teachers, 1.0),
+        Chart(
+            "Fréchet distance by steps",
+            places,
+            distances | {"teacher, guided": [teacher["frechet"]] * len(places)},
+            1.1 * high[int(0.9 * (len(high) - 1))],
+        ),
+    ]
