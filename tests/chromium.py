@@ -143,6 +143,12 @@ class Page:
             time.sleep(0.02)
         return (self.downloads / name).read_bytes()
 
+    def drop(self, file: Path) -> None:
+        """Drag a file over the page and let it fall."""
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self._call("Input.dispatchDragEvent", type=kind, x=100, y=100, data=data)
+
     def reload(self) -> None:
         """Load the page again."""
         self.run("window.old = true")
