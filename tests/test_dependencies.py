@@ -108,6 +108,10 @@ def test_every_extra_that_is_named_is_there() -> None:
         for extra in extras.split(",")
     }
     assert {"cpu", "dev", "export"} <= named <= PROJECT["optional-dependencies"].keys()
+    _, _, table = (ROOT / "README.md").read_text().partition("| extra |")
+    rows = re.findall(r"^\| (.*?) \|", table.partition("\n\n")[0], re.MULTILINE)
+    told = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    assert told == PROJECT["optional-dependencies"].keys() - {"dev"}
 
 
 def test_every_requirement_is_pinned_in_order() -> None:
