@@ -104,8 +104,6 @@ def _parser() -> argparse.ArgumentParser:
     distill.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a recipe key"
     )
-    distill.add_argument("--n-max", type=_count, help="(the recipe's)")
-    distill.add_argument("--batch", type=_count, help="(the recipe's)")
     distill.add_argument("--updates", type=_count, default=500, help="counted, of each form")
     distill.add_argument("--pairs", type=_count, default=30, help="timed, of each form")
     distill.add_argument(

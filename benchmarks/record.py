@@ -42,19 +42,22 @@ class Environment:
     @staticmethod
     def here(packages: Sequence[str] = (), gpu: str | None = None) -> Environment:
         """Of this process; ``packages`` are named beside the usual ones, and left out if absent."""
-        processor, flags = _processor()
-        commit = _git("rev-parse", "HEAD")
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        pairs = (line.partition(":") for line in lines)
+        fields = {name.strip(): value.strip() for name, _, value in pairs}
+        installed = {each.name: each.version for each in metadata.distributions()}
+        names = (*_PACKAGES, *packages)
         changes = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
         return Environment(
             machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
-            processor=processor,
+            processor=fields.get("model name", platform.machine()),
             cores=len(os.sched_getaffinity(0)),
-            cpu_flags=tuple(flag for flag in _FLAGS if flag in flags),
+            cpu_flags=tuple(flag for flag in _FLAGS if flag in fields.get("flags", "").split()),
             gpu=gpu,
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             python=platform.python_version(),
-            packages=_versions((*_PACKAGES, *packages)),
-            commit=commit,
+            packages={name: installed[name] for name in names if name in installed},
+            commit=_git("rev-parse", "HEAD"),
             dirty=None if changes is None else bool(changes),
         )
 
@@ -119,25 +122,6 @@ def write_whole(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         raise BenchError(f"cannot write {path}: {error}") from error
-
-
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    installed = {}
-    for name in packages:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
-
-
-def _processor() -> tuple[str, set[str]]:
-    """Name and flags of the first core."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    return fields.get("model name", platform.machine()), set(fields.get("flags", "").split())
 
 
 def _git(*arguments: str) -> str | None:

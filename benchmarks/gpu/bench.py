@@ -26,20 +26,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.errors import BenchError, picked
 from benchmarks.figures import percentiles
 from benchmarks.gpu.shapes import SHAPES, write_pipeline
-from benchmarks.prompts import prompt
 from benchmarks.record import Record
 from benchmarks.serving.bare import closed_loop
 from benchmarks.serving.exported import find_export
 from benchmarks.serving.stages import OURS
 from benchmarks.serving.torch_stages import TorchStages
+from benchmarks.training.cost import trainer_of, update_seconds
 from cdm_serve.engine.costs import measure
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.scheduler import Scheduler
 from distill.adapters import Adapter, load_adapter
 from distill.adapters.loading import model_index
 from distill.adapters.registry import adapter_class
-from distill.parallel import Processes
-from distill.prompts import PromptStream
 from distill.recipe import Recipe, read_recipe
 from distill.trainer import Trainer
 from export.exporter import export
@@ -231,17 +229,9 @@ class Bench:
     def updates(self, recipe: Recipe) -> Result:
         """Seconds of each of some updates, the first of which also warms up; peak memory."""
         adapter = load_adapter(recipe.teacher, max_sequence_length=recipe.max_sequence_length)
-        processes = Processes(recipe.runtime.device)
-        prompts = [prompt(number) for number in range(8)]
-        stream = PromptStream(adapter, prompts, recipe.seed, len(prompts), processes.device)
-        trainer = Trainer(adapter, recipe, stream, stream.encode([""]), processes)
+        trainer = trainer_of(Trainer, adapter, recipe)
         self.reset_peak()
-        seconds = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            trainer.update()
-            self.synchronize()
-            seconds.append(round(time.perf_counter() - begin, 4))
+        seconds = [round(update_seconds(trainer), 4) for _ in range(3)]
         return {"seconds": seconds, "peak_bytes": self.peak_bytes()}
 
     def attempt(self, run: Callable[[], Result]) -> Result:

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from benchmarks.chart import Chart, save_charts
 from benchmarks.errors import BenchError
-from benchmarks.load.search import KNOWN, LoadTest, Measured, Plan
-from benchmarks.load.summary import HELD
+from benchmarks.load.search import KNOWN, LoadTest, Plan
+from benchmarks.load.summary import HELD, Point
 from benchmarks.prompts import Requests
 from benchmarks.record import Record
 
@@ -32,8 +32,8 @@ def load(arguments: argparse.Namespace, console: Console) -> int:
     with console.status("") as status:
         test = LoadTest(plan, status.update)
         try:
-            for measured in test.run():
-                console.print(_line(measured))
+            for point in test.run():
+                console.print(_line(point))
                 record.write(test.result())
         except (BenchError, KeyboardInterrupt) as stop:
             if test.measured:
@@ -54,18 +54,16 @@ def _keep(record: Record, test: LoadTest, console: Console, stopped: str | None)
     console.print(f"kept in {record.path}")
 
 
-def _line(measured: Measured) -> str:
-    point = measured.point
+def _line(point: Point) -> str:
     held = "within the SLO" if point.holds else "[yellow]outside the SLO[/]"
     p50, p99 = (f"{point.latency_ms.get(name, float('nan')):.0f}" for name in ("p50", "p99"))
     return (
-        f"{_name(measured)}: {point.throughput:.1f} images/s, p50 {p50} ms, p99 {p99} ms, "
+        f"{_name(point)}: {point.throughput:.1f} images/s, p50 {p50} ms, p99 {p99} ms, "
         f"{point.shed + point.failed + point.wrong} refused, failed or wrong: {held}"
     )
 
 
-def _name(measured: Measured) -> str:
-    point = measured.point
+def _name(point: Point) -> str:
     return f"{point.clients} cl." if point.rate is None else f"{point.rate:.4g}/s"
 
 
@@ -76,20 +74,20 @@ def _table(test: LoadTest) -> Table:
     columns += ["wrong", "batch", "queued", *(["preview"] if streamed else [])]
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for measured in test.measured:
-        point, work = measured.point, measured.work
+    for point in test.measured:
+        work = point.server
         table.add_row(
-            _name(measured),
+            _name(point),
             f"{point.throughput:.1f}",
             f"{point.goodput:.1f}",
             *(_ms(point.latency_ms, name) for name in ("p50", "p90", "p95", "p99")),
             *(str(count) for count in (point.shed, point.failed, point.wrong)),
-            f"{work.mean_batch:.1f}" if work else "-",
-            f"{work.queue_mean_ms:.0f}" if work else "-",
+            f"{work['mean_batch']:.1f}" if work else "-",
+            f"{work['queue_mean_ms']:.0f}" if work else "-",
             *([_ms(point.partial_ms, "p50")] if streamed else []),
         )
     best = test.best_rate
-    compared = sum(m.point.compared for m in test.measured)
+    compared = sum(m.compared for m in test.measured)
     share, slo = f"{HELD:.0%}", f"{test.plan.slo_ms:g} ms"
     table.caption = (
         f"Milliseconds. {'No rate' if best is None else f'Up to {best:.4g} requests/s'} "
@@ -111,7 +109,7 @@ def _charts(test: LoadTest) -> list[Chart]:
     """Latency against rate and against clients, where there are two points."""
     charts = []
     for title, key in (("ms by requests/s", "rate"), ("ms by clients", "clients")):
-        points = [m.point for m in test.measured if getattr(m.point, key) and m.point.latency_ms]
+        points = [p for p in test.measured if getattr(p, key) and p.latency_ms]
         points.sort(key=lambda point: getattr(point, key))
         if points:
             lines = {n: [p.latency_ms[n] for p in points] for n in ("p50", "p90", "p95", "p99")}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from benchmarks.errors import BenchError
 from benchmarks.load.client import EXPECTED, Load, cpu_seconds, get, run_load
-from benchmarks.load.metrics import Look, Work
+from benchmarks.load.metrics import look, work
 from benchmarks.load.summary import Point, summarise
 from benchmarks.prompts import Requests
 
@@ -32,15 +32,6 @@ class Plan:
     requests: Requests = field(default_factory=lambda: Requests(known=KNOWN))
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A point, what the server says of itself meanwhile, and the client's CPU-time a request."""
-
-    point: Point
-    work: Work | None
-    client_cpu_ms: float
-
-
 class Died(BenchError):
     """The server has stopped answering; what was measured before is good."""
 
@@ -51,12 +42,12 @@ class LoadTest:
     def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
         """``say`` is told what is going on."""
         self.plan = plan
-        self.measured: list[Measured] = []
+        self.measured: list[Point] = []
         self.alone: dict[int, bytes] = {}
         self.unsteady: set[int] = set()
         self._say = say
 
-    def run(self) -> Iterator[Measured]:
+    def run(self) -> Iterator[Point]:
         """Measure one load after another.
 
         Raises:
@@ -80,9 +71,7 @@ class LoadTest:
     @property
     def best_rate(self) -> float | None:
         """The highest Poisson rate that was tried and held."""
-        return max(
-            (m.point.rate for m in self.measured if m.point.rate and m.point.holds), default=None
-        )
+        return max((m.rate for m in self.measured if m.rate and m.holds), default=None)
 
     def result(self) -> dict[str, Any]:
         """Everything so far, for JSON."""
@@ -90,12 +79,7 @@ class LoadTest:
             "plan": asdict(self.plan),
             "highest_rate_within_slo": self.best_rate,
             "different_when_asked_alone_again": len(self.unsteady),
-            "points": [
-                asdict(m.point)
-                | {"holds": m.point.holds, "server": m.work and asdict(m.work)}
-                | {"client_cpu_ms_per_request": m.client_cpu_ms}
-                for m in self.measured
-            ],
+            "points": [asdict(point) | {"holds": point.holds} for point in self.measured],
         }
 
     def _ask_alone(self) -> dict[int, bytes]:
@@ -114,23 +98,24 @@ class LoadTest:
             )
         return pictures
 
-    def _measure(self, load: Load) -> Measured:
+    def _measure(self, load: Load) -> Point:
         self._say(f"{load}, {self.plan.seconds:g} s")
-        before = Look.at(self.plan.url)
+        before = look(self.plan.url)
         requests, seconds, cpu = self.plan.requests, self.plan.seconds, cpu_seconds()
         numbers = itertools.cycle(range(KNOWN))
         answers = run_load(self.plan.url, load, requests.body, numbers, seconds)
         cpu = cpu_seconds() - cpu
         if not answers:
             raise BenchError(f"nothing was due in {seconds:g} s at {load}: more --seconds")
-        point = summarise(answers, self.alone, self.plan.slo_ms, load.clients, load.rate)
-        after = Look.at(self.plan.url)
-        work = after.since(before) if before and after else None
-        measured = Measured(point, work, round(1000 * cpu / len(answers), 2))
-        self.measured.append(measured)
+        point = replace(
+            summarise(answers, self.alone, self.plan.slo_ms, load.clients, load.rate),
+            server=work(before, look(self.plan.url)),
+            client_cpu_ms=round(1000 * cpu / len(answers), 2),
+        )
+        self.measured.append(point)
         if max(answers, key=lambda a: a.due).status is None:
             self._still_there(load)
-        return measured
+        return point
 
     def _still_there(self, load: Load) -> None:
         try:
@@ -138,13 +123,13 @@ class LoadTest:
         except BenchError:
             raise Died(f"{self.plan.url} stopped answering under {load}") from None
 
-    def _search(self) -> Iterator[Measured]:
+    def _search(self) -> Iterator[Point]:
         """Halve the distance between the highest rate that holds and the lowest that does not."""
-        open_loop = [m.point for m in self.measured if m.point.rate]
+        open_loop = [m for m in self.measured if m.rate]
         low = max((p.rate or 0.0 for p in open_loop if p.holds), default=0.0)
         failed = [p.rate or 0.0 for p in open_loop if not p.holds and (p.rate or 0.0) > low]
         # An open loop queues before the server is full: its closed-loop throughput is above.
-        closed = max((m.point.throughput for m in self.measured if m.point.clients), default=None)
+        closed = max((m.throughput for m in self.measured if m.clients), default=None)
         high = min(failed, default=closed or 2 * low or 32.0)
         for _ in range(_HALVINGS):
             if high - low <= _CLOSE * high:
@@ -154,4 +139,4 @@ class LoadTest:
                 return
             measured = self._measure(Load(rate=rate))
             yield measured
-            low, high = (rate, high) if measured.point.holds else (low, rate)
+            low, high = (rate, high) if measured.holds else (low, rate)

@@ -17,7 +17,8 @@ class Point:
     """One load. Latencies and lag in milliseconds, rates in requests a second.
 
     The lag says how late the client was. ``compared`` pictures had a known right one, ``wrong``
-    differed from it. ``good`` are right, as far as known, and within the SLO.
+    differed from it. ``good`` are right, as far as known, and within the SLO. ``server`` is what it
+    says of itself meanwhile, and ``client_cpu_ms`` what a request took of the client's processor.
     """
 
     clients: int | None
@@ -36,6 +37,8 @@ class Point:
     partial_ms: dict[str, float]
     client_lag_ms: dict[str, float]
     errors: tuple[str, ...]
+    server: dict[str, float] | None = None
+    client_cpu_ms: float = 0.0
 
     @property
     def holds(self) -> bool:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks.errors import BenchError
 from benchmarks.record import write_whole
-from benchmarks.training.variants import VARIANTS
+from benchmarks.training.variants import TRAINERS, VARIANTS
 from distill import checkpoint
 from distill.adapters import load_adapter
 from distill.demo.emoji.compose import Composition
@@ -28,9 +28,7 @@ from distill.demo.emoji.judge import JudgeNetwork, load_judge
 from distill.demo.emoji.score import sample_all
 from distill.demo.emoji.verdict import held_out, score_pictures
 from distill.distillation import distil
-from distill.flow import Anchors, Point, noised
 from distill.recipe import Recipe, read_recipe
-from distill.rng import Level
 from distill.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -41,27 +39,6 @@ TEACHER, UNTRAINED = "teacher", "untrained"
 # A student that collapses is a result here, and what is compared is the last one, not the best.
 _UNWATCHED = ("evaluation.every=0", "log.preview_every=0")
 _SEED = 1_000_000  # of the pictures' noise; far from the seeds of a training
-
-
-class AtTheAnchor(Trainer):
-    """CDM takes the student where CA and DM do."""
-
-    def _off_trajectory(self, anchors: Anchors, level: Level) -> Point:
-        return anchors
-
-
-class Perturbed(Trainer):
-    """CDM takes the student at fresh noise on its own picture."""
-
-    def _off_trajectory(self, anchors: Anchors, level: Level) -> Point:
-        x = noised(anchors.x0(anchors.velocity.detach()), level.sigma, level.noise)
-        return Point(x, level.sigma, anchors.condition)
-
-
-TRAINERS: dict[str, type[Trainer]] = {
-    "without extrapolation": AtTheAnchor,
-    "Gaussian perturbation": Perturbed,
-}
 
 
 @dataclass(frozen=True)

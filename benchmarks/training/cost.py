@@ -2,23 +2,28 @@
 
 Forwards are counted on a shallow network of the teacher's class, over many updates; time is taken
 on the teacher itself, one update of each form in turn. Both forms see the same draws.
+
+One sample through one forward is one unit, wherever it happens: a recomputation in the backward
+pass counts like any other forward, and the rest of a backward pass counts as two. A trained pass
+thus costs three units, or four where activations are recomputed.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from statistics import fmean, quantiles, stdev
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.errors import BenchError
-from benchmarks.training.counting import Units
 from benchmarks.training.released import ReleasedTrainer
 from distill.adapters import Adapter, load_adapter
+from distill.networks import blocks
 from distill.parallel import Processes
 from distill.prompts import PromptStream, read_prompts
 from distill.recipe import Recipe
@@ -34,43 +39,31 @@ _SHALLOW = {
 _WARM_UP = 1
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median, quartiles and mean of the updates measured, and the standard error of the mean."""
+class Units:
+    """Counts from now on for networks that share nothing; ``total`` is the units so far."""
 
-    median: float
-    low: float
-    high: float
-    mean: float
-    error: float
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        self.total = 0
+        for network in networks:
+            # The first block, not the network: it is what runs again when activations are.
+            blocks(network)[0].register_forward_pre_hook(self._forward, with_kwargs=True)
+            network.register_forward_hook(self._output)
 
-    @staticmethod
-    def of(values: list[float]) -> Spread:
-        """Of at least two values."""
-        low, median, high = quantiles(values, n=4, method="inclusive")
-        mean, error = fmean(values), stdev(values) / math.sqrt(len(values))
-        return Spread(*(round(value, 4) for value in (median, low, high, mean, error)))
+    def _forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        self.total += len(tensors[0])
 
+    def _output(self, _: nn.Module, args: tuple[Any, ...], output: tuple[Tensor]) -> None:
+        if output[0].requires_grad:
+            output[0].register_hook(self._backward)  # type: ignore[no-untyped-call]  # torch's
 
-@dataclass(frozen=True)
-class UpdateCost:
-    """Units a sample and student update; seconds a student update; released over ours, paired."""
-
-    device: str
-    threads: int
-    batch: int
-    n_max: int
-    counted_updates: int
-    timed_pairs: int
-    units_ours: Spread
-    units_released: Spread
-    seconds_ours: Spread
-    seconds_released: Spread
-    faster: Spread
-    faster_overall: float
+    def _backward(self, gradient: Tensor) -> None:
+        self.total += 2 * len(gradient)
 
 
-def measure(recipe: Recipe, counted: int, pairs: int, on_update: Callable[[], None]) -> UpdateCost:
+def measure(
+    recipe: Recipe, counted: int, pairs: int, on_update: Callable[[], None]
+) -> dict[str, Any]:
     """Count and time; ``on_update`` is called after each of ``2 * (counted + pairs)`` updates.
 
     Args:
@@ -79,30 +72,45 @@ def measure(recipe: Recipe, counted: int, pairs: int, on_update: Callable[[], No
         pairs: updates timed of each form, at least 2.
         on_update: for a progress bar.
 
+    Returns:
+        The ``quartiles`` of units a sample and student update, and of seconds a student update, of
+        both forms; and of the released form's seconds over ours, pair by pair.
+
     Raises:
         BenchError: the recipe is another method than the one that was released.
         DistillError: it cannot be trained at all.
     """
-    _refuse_other_methods(recipe)
+    if not recipe.loss.ca == recipe.loss.dm == recipe.loss.cdm == 1:
+        raise BenchError("the released form has CA, DM and CDM of weight 1")
+    if recipe.runtime.accumulate != 1:
+        raise BenchError("the released form does not accumulate: set runtime.accumulate=1")
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
-    units = {form: _count(form, recipe, counted, on_update) for form in (Trainer, ReleasedTrainer)}
-    ours, released = _time(recipe, pairs, on_update)
-    device = Processes(recipe.runtime.device).device
-    return UpdateCost(
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        threads=torch.get_num_threads(),
-        batch=recipe.batch,
-        n_max=recipe.schedule.n_max,
-        counted_updates=counted,
-        timed_pairs=pairs,
-        units_ours=Spread.of(units[Trainer]),
-        units_released=Spread.of(units[ReleasedTrainer]),
-        seconds_ours=Spread.of(ours),
-        seconds_released=Spread.of(released),
-        faster=Spread.of([b / a for a, b in zip(ours, released, strict=True)]),
-        faster_overall=round(sum(released) / sum(ours), 4),
+    ours, released = (
+        _count(form, recipe, counted, on_update) for form in (Trainer, ReleasedTrainer)
     )
+    fast, slow = _time(recipe, pairs, on_update)
+    return {
+        "threads": torch.get_num_threads(),
+        "batch": recipe.batch,
+        "n_max": recipe.schedule.n_max,
+        "counted_updates": counted,
+        "timed_pairs": pairs,
+        "units_ours": quartiles(ours),
+        "units_released": quartiles(released),
+        "seconds_ours": quartiles(fast),
+        "seconds_released": quartiles(slow),
+        "faster": quartiles([b / a for a, b in zip(fast, slow, strict=True)]),
+        "faster_overall": round(sum(slow) / sum(fast), 4),
+    }
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median, quartiles and mean of at least two values, and the standard error of the mean."""
+    low, median, high = quantiles(values, n=4, method="inclusive")
+    found = {"median": median, "low": low, "high": high, "mean": fmean(values)}
+    found["error"] = stdev(values) / math.sqrt(len(values))
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def _count(
@@ -113,7 +121,7 @@ def _count(
     whole: Any = adapter.transformer
     adapter.pipeline.transformer = type(whole).from_config({**whole.config, **_SHALLOW})
     runtime = replace(recipe.runtime, gradient_checkpointing=True, compile=False)
-    trainer = _trainer(form, adapter, replace(recipe, runtime=runtime))
+    trainer = trainer_of(form, adapter, replace(recipe, runtime=runtime))
     units = Units([trainer.student, trainer.fake, adapter.transformer])
     counts = []
     for _ in range(updates):
@@ -129,18 +137,20 @@ def _time(
 ) -> tuple[list[float], list[float]]:
     """Seconds of each update of ours and of the released form, which take turns."""
     adapter = load_adapter(recipe.teacher, max_sequence_length=recipe.max_sequence_length)
-    trainers = [_trainer(form, adapter, recipe) for form in (Trainer, ReleasedTrainer)]
+    trainers = [trainer_of(form, adapter, recipe) for form in (Trainer, ReleasedTrainer)]
     seconds: tuple[list[float], list[float]] = ([], [])
     for pair in range(_WARM_UP + pairs):
         for which in (0, 1) if pair % 2 else (1, 0):
-            took = _seconds(trainers[which])
+            took = update_seconds(trainers[which])
             if pair >= _WARM_UP:
                 seconds[which].append(took)
                 on_update()
     return seconds
 
 
-def _seconds(trainer: Trainer) -> float:
+def update_seconds(trainer: Trainer) -> float:
+    """One update, with what the GPU still has to do of it."""
+
     def wait() -> None:
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
@@ -152,7 +162,8 @@ def _seconds(trainer: Trainer) -> float:
     return time.perf_counter() - started
 
 
-def _trainer(form: type[Trainer], adapter: Adapter, recipe: Recipe) -> Trainer:
+def trainer_of(form: type[Trainer], adapter: Adapter, recipe: Recipe) -> Trainer:
+    """A trainer in this process, with the recipe's prompts."""
     processes = Processes(recipe.runtime.device)
     prompts = PromptStream(
         adapter,
@@ -162,11 +173,3 @@ def _trainer(form: type[Trainer], adapter: Adapter, recipe: Recipe) -> Trainer:
         processes.device,
     )
     return form(adapter, recipe, prompts, prompts.encode([""]), processes)
-
-
-def _refuse_other_methods(recipe: Recipe) -> None:
-    loss = recipe.loss
-    if not loss.ca == loss.dm == loss.cdm == 1:
-        raise BenchError("the released form has CA, DM and CDM of weight 1")
-    if recipe.runtime.accumulate != 1:
-        raise BenchError("the released form does not accumulate: set runtime.accumulate=1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import Any
 
 import diffusers
@@ -17,7 +16,7 @@ from benchmarks.errors import picked
 from benchmarks.progress import progress
 from benchmarks.record import Record
 from benchmarks.training.ablation import STEPS, TEACHER, Ablation, accuracy, run_ablation
-from benchmarks.training.cost import Spread, UpdateCost, measure
+from benchmarks.training.cost import measure
 from benchmarks.training.variants import VARIANTS
 from distill.recipe import read_recipe
 
@@ -26,32 +25,29 @@ def distill(arguments: argparse.Namespace, console: Console) -> int:
     """Count and time an update in both forms; or train and judge the variants."""
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    keys = {"schedule.n_max": arguments.n_max, "batch": arguments.batch}
-    given = tuple(f"{key}={value}" for key, value in keys.items() if value is not None)
-    overrides = (*given, *arguments.set)
-    return (_ablation if arguments.ablation else _cost)(arguments, overrides, console)
+    return (_ablation if arguments.ablation else _cost)(arguments, console)
 
 
-def _cost(arguments: argparse.Namespace, overrides: tuple[str, ...], console: Console) -> int:
-    recipe = read_recipe(arguments.recipe, list(overrides))
+def _cost(arguments: argparse.Namespace, console: Console) -> int:
+    recipe = read_recipe(arguments.recipe, arguments.set)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     record = Record(arguments.out, "distill", gpu=gpu)
     total = 2 * (arguments.updates + arguments.pairs)
     with progress("updates", total, console) as advance:
         cost = measure(recipe, arguments.updates, arguments.pairs, advance)
     console.print(_cost_table(cost))
-    record.write(asdict(cost))
+    record.write(cost)
     console.print(f"kept in {record.path}")
     return 0
 
 
-def _ablation(arguments: argparse.Namespace, overrides: tuple[str, ...], console: Console) -> int:
+def _ablation(arguments: argparse.Namespace, console: Console) -> int:
     """130 when interrupted."""
     record = Record(arguments.out, "ablation")
     names = picked("--only", arguments.only, VARIANTS)
     plan = Ablation(
         recipe=arguments.recipe,
-        overrides=overrides,
+        overrides=tuple(arguments.set),
         judge=arguments.judge,
         pictures=arguments.pictures,
         subjects=arguments.subjects,
@@ -68,30 +64,26 @@ def _ablation(arguments: argparse.Namespace, overrides: tuple[str, ...], console
     return 0
 
 
-def _cost_table(cost: UpdateCost) -> Table:
-    table = Table(title=f"A student update, N_max {cost.n_max}, batch {cost.batch}, {cost.device}")
+def _cost_table(cost: dict[str, Any]) -> Table:
+    table = Table(title=f"A student update, N_max {cost['n_max']}, batch {cost['batch']}")
     for name in ("", "ours", "released", "ratio"):
         table.add_column(name, justify="left" if not name else "right")
-
-    def spread(of: Spread, digits: int) -> str:
-        return f"{of.median:.{digits}f} ({of.low:.{digits}f} - {of.high:.{digits}f})"
-
-    ours, released = cost.units_ours, cost.units_released
+    ours, released = cost["units_ours"], cost["units_released"]
     table.add_row(
         "forwards, mean",
-        f"{ours.mean:.2f} ± {ours.error:.2f}",
-        f"{released.mean:.2f} ± {released.error:.2f}",
-        f"{released.mean / ours.mean:.2f}",
+        *(f"{units['mean']:.2f} ± {units['error']:.2f}" for units in (ours, released)),
+        f"{released['mean'] / ours['mean']:.2f}",
     )
     table.add_row(
         "seconds, median (quartiles)",
-        spread(cost.seconds_ours, 2),
-        spread(cost.seconds_released, 2),
-        spread(cost.faster, 2),
+        *(
+            "{median:.2f} ({low:.2f} - {high:.2f})".format(**cost[name])
+            for name in ("seconds_ours", "seconds_released", "faster")
+        ),
     )
     table.caption = (
-        f"{cost.counted_updates} updates counted, {cost.timed_pairs} pairs timed; "
-        f"all seconds together {cost.faster_overall:.2f}"
+        f"{cost['counted_updates']} updates counted, {cost['timed_pairs']} pairs timed; "
+        f"all seconds together {cost['faster_overall']:.2f}"
     )
     return table
 

@@ -5,6 +5,10 @@ What is an override can be trained by hand: ``cdm-distill RECIPE.toml --set loss
 
 from __future__ import annotations
 
+from distill.flow import Anchors, Point, noised
+from distill.rng import Level
+from distill.trainer import Trainer
+
 VARIANTS: dict[str, tuple[str, ...]] = {
     "CDM": (),
     "D-DMD": ("loss.cdm=0", "schedule.kind=fixed"),
@@ -17,4 +21,25 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "fixed schedule": ("schedule.kind=fixed",),
     "without extrapolation": (),
     "Gaussian perturbation": (),
+}
+
+
+class AtTheAnchor(Trainer):
+    """CDM takes the student where CA and DM do."""
+
+    def _off_trajectory(self, anchors: Anchors, level: Level) -> Point:
+        return anchors
+
+
+class Perturbed(Trainer):
+    """CDM takes the student at fresh noise on its own picture."""
+
+    def _off_trajectory(self, anchors: Anchors, level: Level) -> Point:
+        x = noised(anchors.x0(anchors.velocity.detach()), level.sigma, level.noise)
+        return Point(x, level.sigma, anchors.condition)
+
+
+TRAINERS: dict[str, type[Trainer]] = {
+    "without extrapolation": AtTheAnchor,
+    "Gaussian perturbation": Perturbed,
 }

@@ -1,6 +1,7 @@
-"""diffusers, or with ``--openvino`` optimum-intel, under LitServe: requests become batches."""
+"""diffusers, or with ``--openvino`` optimum-intel, under LitServe: requests become batches.
 
-from __future__ import annotations
+LitServe reads the type of a request from ``decode_request``, so annotations are no strings here.
+"""
 
 import argparse
 import os

@@ -31,7 +31,8 @@ def test_too_much_work_and_kills(repository, tmp_path):
     overload = result["overload"]
     assert set(overload["answers"]) == {"right", "told when to come back"}
     kills = result["kills"]
-    assert set(kills["answers"]) == {"right"}
+    assert kills["answers"]["right"] > 0
+    assert set(kills["answers"]) <= {"right", "503"}
     assert set(kills["seconds_away"]) == {"model", "Triton"}
     assert overload["exit_code"] == kills["exit_code"] == 0
 

@@ -9,8 +9,8 @@ from PIL import Image
 from pipelines import PROMPTS, tiny_sd3
 
 from benchmarks.cli import main
-from benchmarks.training.ablation import STEPS, TRAINERS, accuracy
-from benchmarks.training.variants import VARIANTS
+from benchmarks.training.ablation import STEPS, accuracy
+from benchmarks.training.variants import TRAINERS, VARIANTS
 from distill.adapters import Condition
 from distill.flow import Anchors
 from distill.recipe import read_recipe
@@ -36,7 +36,7 @@ def command(recipe: Path, folder: Path, *more: str) -> list[str]:
     return [
         *("distill", "--ablation", "--recipe", str(recipe), "--folder", str(folder)),
         *("--out", str(folder)),
-        *("--set", "updates=2", "--batch", "2", "--n-max", "2", "--pictures", "4"),
+        *("--set", "updates=2", "--set", "batch=2", "--set", "schedule.n_max=2", "--pictures", "4"),
         *("--only", "CDM", "CA only"),
         *more,
     ]
@@ -50,7 +50,7 @@ def test_one_command_trains_judges_and_draws_and_goes_on_where_it_was(
     (path,) = folder.glob("ablation-*.json")
     results = json.loads(path.read_text())
     assert list(results["results"]) == ["teacher", "untrained", "CDM", "CA only"]
-    assert results["settings"]["overrides"] == ["schedule.n_max=2", "batch=2", "updates=2"]
+    assert results["settings"]["overrides"] == ["updates=2", "batch=2", "schedule.n_max=2"]
     for name in ("untrained", "CDM", "CA only"):
         steps = results["results"][name]["steps"]
         assert list(steps) == [str(n) for n in STEPS]

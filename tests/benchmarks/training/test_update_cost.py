@@ -10,8 +10,7 @@ import torch
 from pipelines import PROMPTS, tiny_sd3
 
 from benchmarks.cli import main
-from benchmarks.training.cost import Spread
-from benchmarks.training.counting import Units
+from benchmarks.training.cost import Units, quartiles
 from benchmarks.training.released import ReleasedTrainer
 from distill.adapters import load_adapter
 from distill.parallel import Processes
@@ -112,16 +111,16 @@ def test_ours_costs_the_indices_and_one_pass_less(recipe: Recipe, recomputed: bo
 
 
 def test_spread_of_known_numbers() -> None:
-    spread = Spread.of([1.0, 2.0, 3.0, 4.0, 10.0])
-    assert (spread.low, spread.median, spread.high) == (2.0, 3.0, 4.0)
-    assert (spread.mean, spread.error) == (4.0, pytest.approx((50 / 4 / 5) ** 0.5, abs=1e-4))
+    spread = quartiles([1.0, 2.0, 3.0, 4.0, 10.0])
+    assert (spread["low"], spread["median"], spread["high"]) == (2.0, 3.0, 4.0)
+    assert (spread["mean"], spread["error"]) == (4.0, pytest.approx((50 / 4 / 5) ** 0.5, abs=1e-4))
 
 
 def test_command_counts_and_times(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["distill", "--recipe", str(written(teacher, tmp_path)), "--out", str(tmp_path)]
-    size = ["--n-max", "4", "--batch", "2", "--updates", "5", "--pairs", "2"]
+    size = ["--set", "schedule.n_max=4", "--set", "batch=2", "--updates", "5", "--pairs", "2"]
     assert main([*command, *size]) == 0
     (path,) = tmp_path.glob("distill-*.json")
     result = json.loads(path.read_text())
