@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ from benchmarks.serving.exported import find_export
 from benchmarks.serving.stages import OURS
 from benchmarks.serving.torch_stages import TorchStages
 from benchmarks.training.cost import trainer_of, update_seconds
-from cdm_serve.engine.costs import measure
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.scheduler import Scheduler
+from cdm_serve.engine.warmup import measure
 from distill.adapters import Adapter, load_adapter
 from distill.adapters.loading import model_index
 from distill.adapters.registry import adapter_class
@@ -196,7 +196,7 @@ class Bench:
             seconds = time.perf_counter() - begin
             exported = find_export(Path(folder), None)
             pipeline = Pipeline(exported.manifest, opened)
-            costs = measure(pipeline, exported.max_batch, exported.warm_up_seconds)
+            costs, batches = measure(pipeline, exported.max_batch, exported.warm_up_seconds)
         scheduler = Scheduler(pipeline, costs, exported.cache_bytes)
         span = max(0.5, 10 * self.plan.seconds)
         loads = [
@@ -206,7 +206,12 @@ class Bench:
             for clients in (1, 16)
         ]
         scheduler.close()
-        return {"export_seconds": round(seconds, 1), "costs": costs.to_json(), "loads": loads}
+        return {
+            "export_seconds": round(seconds, 1),
+            "costs": costs.to_json(),
+            "batches": asdict(batches),
+            "loads": loads,
+        }
 
     def update(self) -> Result:
         """One CDM update of one of the recipe's processes; in more parts until it fits."""

@@ -14,9 +14,9 @@ from benchmarks.serving.exported import find_export
 from benchmarks.serving.measure import Run, made
 from benchmarks.serving.stages import EngineStages
 from benchmarks.serving.worker import Answerer, Order
-from cdm_serve.engine.costs import measure
 from cdm_serve.engine.job import EngineError, Job, Partial, Picture
 from cdm_serve.engine.scheduler import Scheduler
+from cdm_serve.engine.warmup import measure
 
 KNOWN = 4
 """Prompts come round again after so many: the text encoder hardly counts."""
@@ -31,7 +31,7 @@ def bare_engine(folder: Path) -> Answerer:
     exported = find_export(folder.parent, folder.name)
     pipeline = exported.pipeline()
     stages, size = EngineStages(pipeline), pipeline.manifest.default_size
-    costs = measure(pipeline, exported.max_batch, exported.warm_up_seconds)
+    costs, _ = measure(pipeline, exported.max_batch, exported.warm_up_seconds)
     scheduler = Scheduler(pipeline, costs, exported.cache_bytes)
 
     def answer(order: Order) -> Run:

@@ -44,6 +44,9 @@ GAUGES = {
     "steps_waiting": "Steps that the pictures at hand still need",
     "cache_entries": "Prompt embeddings kept",
     "cache_bytes": "Memory of the prompt embeddings",
+    "batches_exact": "1 where a picture is the same to the bit whatever it is batched with",
+    "batches_dropped": "Batch sizes that are not used, for memory or because pictures would differ",
+    "batches_largest_difference": "Between a batch that is used and the same alone, as a part of 1",
 }
 HISTOGRAMS = {
     "queue_seconds": "From arrival to the first stage",

@@ -9,7 +9,7 @@ class ModelCard:
     """``id`` is the name that it is served under; sizes are ``WIDTHxHEIGHT``.
 
     ``downscale`` is pixels a latent position, along a side; ``pid`` the engine's process; ``costs``
-    are as ``cdm_serve.triton.protocol`` has them.
+    are as ``cdm_serve.triton.protocol`` has them, ``batches`` as ``cdm_serve.engine.warmup``.
     """
 
     id: str
@@ -22,6 +22,7 @@ class ModelCard:
     downscale: int
     pid: int = 0
     costs: dict[str, Any] = field(default_factory=dict)
+    batches: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ModelCard":

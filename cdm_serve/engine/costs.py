@@ -1,21 +1,15 @@
-"""What the stages cost on this machine, measured at start, and the batches that follow from it."""
+"""What an execution takes: measured at start, corrected by what executions take under load."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-
-from cdm_serve.engine.pipeline import Pipeline
 
 # Of two batch sizes that make about as much in a second, the smaller one: it answers sooner.
 WORTH = 0.95
 # Nobody sees the difference between executions that are shorter than this.
 INSTANT = 0.01
-ROUNDS = 3
-# Models faster than this are measured, and thereby warmed up, at every batch size.
-SMALL_SECONDS = 0.1
+# How much of an estimate each further execution replaces.
+LEARNING = 0.05
 
 Seconds = dict[int, float]
 
@@ -33,80 +27,85 @@ def best_batch(seconds: Seconds, count: int) -> int:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Seconds of one execution: of the text encoder, and by size of a step and of a decoding."""
+class Curve:
+    """Seconds of one execution by its batch size.
 
-    text: Seconds
-    step: dict[str, Seconds]
-    decode: dict[str, Seconds]
+    ``wide`` with the whole machine; ``narrow`` on one of ``lanes`` parts of it, while the others
+    are as busy. Without lanes ``narrow`` is empty.
+    """
+
+    wide: Seconds
+    narrow: Seconds = field(default_factory=dict)
+    lanes: int = 1
+
+    @property
+    def together(self) -> Seconds:
+        """By samples in execution at once, on all lanes; what the machine makes, for admission."""
+        return {1: self.wide[1]} | (
+            {self.lanes * batch: spent for batch, spent in self.narrow.items()} or self.wide
+        )
+
+    def scaled(self, factor: float) -> "Curve":
+        """Each execution so many times as long."""
+        wide = {batch: factor * spent for batch, spent in self.wide.items()}
+        narrow = {batch: factor * spent for batch, spent in self.narrow.items()}
+        return Curve(wide, narrow, self.lanes)
+
+
+class Costs:
+    """Curves of the text encoder, and by picture size of a step and of a decoding.
+
+    For use by many threads. A size that was not measured gets the curve of the nearest one that
+    was, in proportion to their pixels. What executions really take, beside whatever else the
+    machine does, moves a factor for each stage and size; batches are chosen by the curves alone.
+    """
+
+    def __init__(self, text: Curve, step: dict[str, Curve], decode: dict[str, Curve]) -> None:
+        self._curves = {"text": {"": text}, "step": dict(step), "decode": dict(decode)}
+        self._measured = tuple(step)
+        self._factors: dict[tuple[str, str], float] = {}
+        self._lock = threading.Lock()
+
+    def curve(self, stage: str, size: str) -> Curve:
+        """Of ``text``, ``step`` or ``decode``; as measured or, for other sizes, estimated."""
+        curves = self._curves[stage]
+        if size not in curves:
+            nearest = min(self._measured, key=lambda each: abs(_pixels(each) - _pixels(size)))
+            curves[size] = curves[nearest].scaled(_pixels(size) / _pixels(nearest))
+        return curves[size]
+
+    def observe(self, stage: str, size: str, batch: int, seconds: float, *, narrow: bool) -> None:
+        """An execution took so long."""
+        curve = self.curve(stage, size)
+        expected = (curve.narrow if narrow else curve.wide).get(batch)
+        if expected:
+            with self._lock:
+                factor = self._factors.get((stage, size), 1.0)
+                factor += LEARNING * (seconds / expected - factor)
+                self._factors[stage, size] = factor
+
+    def corrected(self, stage: str, size: str) -> Curve:
+        """The curve times what was learned."""
+        return self.curve(stage, size).scaled(self._factors.get((stage, size), 1.0))
+
+    def alone(self, size: str, steps: int) -> float:
+        """Seconds of a job's steps when nobody else is there."""
+        return steps * self.curve("step", size).wide[1]
 
     def to_json(self) -> dict[str, Any]:
         """The ``costs`` of a description."""
-        sizes = {
-            size: {
-                "step": {str(batch): spent for batch, spent in steps.items()},
-                "decode": {str(batch): spent for batch, spent in self.decode[size].items()},
-                "batch": best_batch(steps, max(steps)),
+        sizes = {}
+        for size in list(self._curves["step"]):
+            step = self.corrected("step", size).together
+            decode = self.corrected("decode", size).together
+            sizes[size] = {
+                "step": {str(batch): spent for batch, spent in step.items()},
+                "decode": {str(batch): spent for batch, spent in decode.items()},
+                "batch": best_batch(step, max(step)),
             }
-            for size, steps in self.step.items()
-        }
-        return {"text": self.text[1], **sizes}
+        return {"text": self.corrected("text", "").wide[1], **sizes}
 
 
-def measure(pipeline: Pipeline, most: int, budget: float) -> Costs:
-    """Run every graph at the batches it will be asked for, which also warms it up.
-
-    ``budget`` is in seconds and for each graph and size: when it is spent, larger batches are not
-    tried and will not be used. Neither is a batch in which a picture would not be the same, to the
-    bit, as alone.
-    """
-    (condition,) = pipeline.encode(["warm up"])
-
-    def text(batch: int) -> list[Any]:
-        conditions = pipeline.encode(["warm up"] * batch)
-        return [
-            np.concatenate([pipeline.to_host(array).ravel() for array in condition.embeds.values()])
-            for condition in conditions
-        ]
-
-    step: dict[str, Seconds] = {}
-    decode: dict[str, Seconds] = {}
-    for size in pipeline.manifest.sizes:
-        noise = pipeline.noise(0, size)
-
-        def velocity(batch: int, noise: Any = noise) -> Any:
-            sigma = np.ones(batch, np.float32)
-            latents = pipeline.stack([noise] * batch)
-            return pipeline.to_host(pipeline.velocity(latents, sigma, [condition] * batch))
-
-        def pixels(batch: int, noise: Any = noise) -> Any:
-            return pipeline.decode(pipeline.stack([noise] * batch))
-
-        step[size] = _sweep(velocity, most, budget)
-        decode[size] = _sweep(pixels, most, budget)
-    return Costs(_sweep(text, most, budget), step, decode)
-
-
-def _sweep(run: Callable[[int], Any], most: int, budget: float) -> Seconds:
-    """Seconds by batch: doubling, then those between 1 and the best, if the model is small."""
-    end = time.perf_counter() + budget
-    alone = run(1)[0]
-    seconds: Seconds = {}
-
-    def try_out(batches: list[int]) -> None:
-        """The shortest of some rounds, so that a busy moment does not speak against one batch."""
-        for _ in range(ROUNDS):
-            for batch in batches:
-                if seconds and time.perf_counter() > end:
-                    return
-                begin = time.perf_counter()
-                rows = run(batch)
-                spent = time.perf_counter() - begin
-                if all(np.array_equal(row, alone) for row in rows):
-                    seconds[batch] = min(spent, seconds.get(batch, spent))
-
-    try_out([2**k for k in range(most.bit_length()) if 2**k <= most])
-    best = best_batch(seconds, most)
-    if seconds[1] < SMALL_SECONDS:
-        try_out([batch for batch in range(3, best) if batch not in seconds])
-    return {batch: spent for batch, spent in sorted(seconds.items()) if batch <= best}
+def _pixels(size: str) -> int:
+    width, height = map(int, size.split("x"))
+    return width * height

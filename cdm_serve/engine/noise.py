@@ -7,6 +7,7 @@ float32, with the compiler's fused multiply-adds).
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,19 @@ def randn(seed: int, shape: tuple[int, ...]) -> Floats:
         values = np.concatenate([values, np.empty(count % BLOCK, np.float32)])
         values[-BLOCK:] = _box_muller(_uniforms(words, BLOCK))
     return values.reshape(shape)
+
+
+def randn_rows(seeds: Sequence[int], shape: tuple[int, ...]) -> Floats:
+    """``randn`` of each seed, one a row: as a block, since for few values numpy's calls count."""
+    count = math.prod(shape)
+    if count % BLOCK:
+        return np.stack([randn(seed, shape) for seed in seeds])
+    words = np.random.RandomState(0)
+    uniforms = np.empty((len(seeds), count), np.float32)
+    for row, seed in zip(uniforms, seeds, strict=True):
+        words.seed(seed & 0xFFFFFFFF)
+        row[:] = _uniforms(words, count)
+    return _box_muller(uniforms.reshape(-1)).reshape(len(seeds), *shape)
 
 
 def _draw(words: np.random.RandomState, count: int) -> NDArray[np.uint32]:

@@ -1,5 +1,7 @@
 """The three graphs of a model and the arithmetic between them."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +10,8 @@ from numpy.typing import NDArray
 
 from cdm_serve.engine.job import Pixels
 from cdm_serve.engine.manifest import Manifest
-from cdm_serve.engine.noise import randn
-from cdm_serve.engine.runtimes.runtime import Array, Runtime
+from cdm_serve.engine.noise import randn_rows
+from cdm_serve.engine.runtimes.runtime import Array, Graph, Runtime
 from cdm_serve.engine.tokenize import PromptTokenizer
 
 Floats = NDArray[np.float32]
@@ -36,8 +38,12 @@ class Pipeline:
     """Text encoder, transformer and decoder of one exported model.
 
     Each of ``encode``, ``velocity`` and ``decode`` is for one thread at a time; the three may run
-    at once. Arrays are the runtime's.
+    at once. Arrays are the runtime's. ``overlaps`` says whether they gain from it, ``batches`` is
+    the policy that suits the runtime, and ``lanes`` are the same pipeline on parts of the machine,
+    where it can be divided.
     """
+
+    lanes: Sequence["Pipeline"] = ()
 
     def __init__(self, manifest: Manifest, runtime: Runtime) -> None:
         self.manifest = manifest
@@ -46,6 +52,16 @@ class Pipeline:
         self._text_encoder = runtime.load(manifest.components["text_encoder"])
         self._transformer = runtime.load(manifest.components["transformer"])
         self._vae_decoder = runtime.load(manifest.components["vae_decoder"])
+        self.overlaps = runtime.overlaps
+        self.batches = runtime.batches
+        names = ("_text_encoder", "_transformer", "_vae_decoder")
+        graphs = zip(*(getattr(self, name).lanes for name in names), strict=False)
+        self.lanes = [self._with(dict(zip(names, lane, strict=True))) for lane in graphs]
+
+    def _with(self, graphs: dict[str, Graph]) -> "Pipeline":
+        lane = copy.copy(self)
+        lane.__dict__ |= graphs
+        return lane
 
     def encode(self, prompts: list[str]) -> list[Condition]:
         """One condition a prompt: those of the encoder's outputs that the transformer takes."""
@@ -74,7 +90,11 @@ class Pipeline:
 
     def noise(self, seed: int, size: str) -> Array:
         """The (C, h, w) latents a seed starts from."""
-        noise = randn(seed, (1, *self.manifest.latent_shape(size)))[0]
+        return self.noises([seed], size)[0]
+
+    def noises(self, seeds: Sequence[int], size: str) -> Array:
+        """The (B, C, h, w) latents that seeds start from."""
+        noise = randn_rows(seeds, self.manifest.latent_shape(size))
         return self._to_device(noise, np.dtype(np.float32))
 
     def stack(self, rows: list[Array]) -> Array:

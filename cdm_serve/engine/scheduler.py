@@ -1,11 +1,11 @@
-"""The scheduler: three stages side by side, of which the middle one is a step at a time.
+"""The scheduler: prompts, steps and decodings of many pictures on the parts of one machine.
 
 Each sample carries its own position in its own schedule, so a picture of two steps and one of eight
-share a batch, a new one joins at the next step, and a finished one leaves at once. Meanwhile other
-samples' prompts are encoded and others' latents decoded.
+share a batch, a new one joins at the next step, and a finished one leaves at once.
 
 Who is next: the oldest, where whoever asks for less counts as having come earlier (by ``PATIENCE``
-times the duration of the difference). So short ones overtake long ones, but not for ever.
+times the duration of the difference). So short ones overtake long ones, but not for ever. What runs
+beside what is decided in ``policy``.
 """
 
 import threading
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from cdm_serve.engine.cache import PromptCache
-from cdm_serve.engine.costs import Costs, best_batch
+from cdm_serve.engine.costs import Costs
 from cdm_serve.engine.counters import Counters
 from cdm_serve.engine.job import EngineError, Job, Partial, Picture
 from cdm_serve.engine.pipeline import Condition, Pipeline
+from cdm_serve.engine.policy import DECODE, STAGES, STEP, TEXT, Task, Work, choose
 from cdm_serve.engine.sample import Answer, Frame, Sample, partial_steps
-from cdm_serve.engine.stage import Stage
+from cdm_serve.engine.workers import Following, Workers
 
 PATIENCE = 8.0
 
@@ -36,23 +37,17 @@ class Scheduler:
         self._cache = PromptCache(cache_bytes)
         self._live: dict[str, Sample] = {}
         self._lock = threading.Lock()
-        self._preparing: Stage[Sample] = Stage(
-            "prepare",
-            self._prepare,
-            lambda size, count: best_batch(costs.text, count),
-            self._wanted,
-        )
-        self._stepping: Stage[Sample] = Stage(
-            "step",
-            self._advance,
-            lambda size, count: best_batch(costs.step[size], count),
-            self._wanted,
-        )
-        self._decoding: Stage[Frame] = Stage(
-            "decode",
-            self._deliver,
-            lambda size, count: best_batch(costs.decode[size], count),
-            self._visible,
+        self._stages = {TEXT: self._prepare, STEP: self._advance, DECODE: self._deliver}
+        lanes = len(pipeline.lanes)
+        # Without lanes a GPU's streams may overlap, each stage with the others.
+        self._workers = Workers(
+            lanes or (len(STAGES) if pipeline.overlaps else 1),
+            lambda waiting, running: choose(
+                waiting, running, lanes, costs.curve, overlaps=pipeline.overlaps
+            ),
+            lambda task: self._stages[task.stage](task),
+            self._unwanted,
+            self._refuse,
         )
 
     def submit(self, key: str, job: Job, answer: Answer) -> None:
@@ -63,13 +58,12 @@ class Scheduler:
         """
         self._check(job)
         sigmas = np.array(self._pipeline.manifest.sigmas[job.size][job.steps], dtype=np.float32)
-        duration = job.steps * self._costs.step[job.size][1]
-        rank = time.perf_counter() + PATIENCE * duration
+        rank = time.perf_counter() + PATIENCE * self._costs.alone(job.size, job.steps)
         sample = Sample(job, partial(self._answer, key, answer), sigmas, rank)
         with self._lock:
             if self._live.setdefault(key, sample) is not sample:
                 raise EngineError(f"key {key} is in use", "invalid")
-        self._preparing.put([sample])
+        self._workers.put(TEXT, [sample])
 
     def cancel(self, key: str) -> None:
         """Make no more steps for a job, if it is still there; it is answered with an error."""
@@ -80,19 +74,19 @@ class Scheduler:
     @property
     def alive(self) -> bool:
         """Whether all threads are there."""
-        return all(stage.alive for stage in (self._preparing, self._stepping, self._decoding))
+        return self._workers.alive
 
     def close(self) -> None:
         """Finish what was submitted, then end the threads."""
-        for stage in (self._preparing, self._stepping, self._decoding):
-            stage.close()
+        self._workers.close()
 
     def describe(self) -> dict[str, Any]:
-        """Load, counters, gauges and histograms."""
+        """Costs, load, counters, gauges and histograms."""
         live = list(self._live.values())
         report = self.counters.to_json()
         report["counters"] |= {"cache_hits": self._cache.hits, "cache_misses": self._cache.misses}
         return report | {
+            "costs": self._costs.to_json(),
             "waiting": len(live),
             "steps_waiting": sum(sample.steps_left for sample in live),
             "gauges": {"cache_entries": len(self._cache), "cache_bytes": self._cache.size},
@@ -111,22 +105,25 @@ class Scheduler:
         except UnicodeEncodeError as error:
             raise EngineError("the prompt is not valid Unicode", "invalid") from error
 
-    def _wanted(self, sample: Sample) -> bool:
-        """Whether to make its next step; if not, it is answered."""
-        error = None
+    def _unwanted(self, stage: str, work: Work) -> bool:
+        """Whether there is nothing to do for it any more.
+
+        Decoding is not what a deadline ends, and a preview of what is cancelled is simply not made.
+        """
+        sample = work.sample
+        return sample.over or sample.cancelled or (stage != DECODE and sample.expired)
+
+    def _refuse(self, work: Work) -> None:
+        """Answer for what is unwanted, unless it is still to be found as a sample with steps."""
+        sample = work.sample
+        if isinstance(work, Frame) and sample.steps_left:
+            return
         if sample.cancelled:
             error = EngineError("cancelled", "cancelled")
-        elif sample.expired:
+        else:
             error = EngineError("the deadline has passed", "expired")
-        if error is not None and sample.send(error):
+        if sample.send(error):
             self.counters.add("steps_saved", sample.steps_left)
-        return not sample.over
-
-    def _visible(self, sample: Sample) -> bool:
-        """Whether to decode it; while it has steps to make, that is not where it is ended."""
-        if sample.cancelled and not sample.steps_left:
-            sample.send(EngineError("cancelled", "cancelled"))
-        return not (sample.over or sample.cancelled)
 
     def _answer(self, key: str, answer: Answer, what: Partial | Picture | EngineError) -> None:
         """Count it and pass it on; after the last answer the sample is forgotten."""
@@ -137,20 +134,25 @@ class Scheduler:
             self.counters.add("pictures" if isinstance(what, Picture) else what.kind)
         answer(what)
 
-    def _prepare(self, batch: list[Sample]) -> None:
+    def _prepare(self, task: Task) -> Following:
+        """Prompts and noise; of a prompt that is known, and of noise, there is no waiting."""
         begin = time.perf_counter()
-        conditions = self._conditions([sample.job.prompt for sample in batch])
+        batch = [work.sample for work in task.works]
+        conditions = self._conditions(task, [sample.job.prompt for sample in batch])
+        for size in {sample.job.size for sample in batch}:
+            same = [sample for sample in batch if sample.job.size == size]
+            noises = self._pipeline.noises([sample.job.seed for sample in same], size)
+            for sample, noise in zip(same, noises, strict=True):
+                sample.latents = noise
+        end = time.perf_counter()
         for sample, condition in zip(batch, conditions, strict=True):
             sample.condition = condition
-            sample.latents = self._pipeline.noise(sample.job.seed, sample.job.size)
-        end = time.perf_counter()
-        for sample in batch:
             sample.record("queue", sample.arrived, begin)
             sample.record("text", begin, end)
         self.counters.observe("queue_seconds", *(begin - sample.arrived for sample in batch))
-        self._stepping.put(batch)
+        return [(STEP, task.works)]
 
-    def _conditions(self, prompts: list[str]) -> list[Condition]:
+    def _conditions(self, task: Task, prompts: list[str]) -> list[Condition]:
         """Remembered, or encoded in one batch."""
         found: dict[str, Condition] = {}
         missing = []
@@ -161,22 +163,24 @@ class Scheduler:
                 found[prompt] = condition
         if missing:
             begin = time.perf_counter()
-            encoded = zip(missing, self._pipeline.encode(missing), strict=True)
-            self.counters.observe("text_seconds", time.perf_counter() - begin)
-            for prompt, condition in encoded:
+            encoded = self._on(task).encode(missing)
+            self._spent("text_seconds", task, len(missing), begin)
+            for prompt, condition in zip(missing, encoded, strict=True):
                 self._cache.put(prompt, condition)
                 found[prompt] = condition
         return [found[prompt] for prompt in prompts]
 
-    def _advance(self, batch: list[Sample]) -> None:
+    def _advance(self, task: Task) -> Following:
         """One Euler step of each sample."""
         begin = time.perf_counter()
+        pipeline = self._on(task)
+        batch = [work.sample for work in task.works]
         sigma = np.stack([sample.sigmas[sample.step] for sample in batch])
         following = np.stack([sample.sigmas[sample.step + 1] for sample in batch])
-        latents = self._pipeline.stack([sample.latents for sample in batch])
-        velocity = self._pipeline.velocity(latents, sigma, [sample.condition for sample in batch])
-        moved = self._pipeline.move(latents, following - sigma, velocity)
-        frames = []
+        latents = pipeline.stack([sample.latents for sample in batch])
+        velocity = pipeline.velocity(latents, sigma, [sample.condition for sample in batch])
+        moved = pipeline.move(latents, following - sigma, velocity)
+        frames: list[Work] = []
         for row, sample in enumerate(batch):
             sample.latents = moved[row]
             sample.step += 1
@@ -187,24 +191,24 @@ class Scheduler:
             elif sample.step in partials:
                 # The student's own x0, where a straight line from here would end.
                 rows = slice(row, row + 1)
-                foreseen = self._pipeline.move(latents[rows], -sigma[rows], velocity[rows])[0]
+                foreseen = pipeline.move(latents[rows], -sigma[rows], velocity[rows])[0]
                 frames.append(Frame(sample, foreseen, sample.step, partials.index(sample.step)))
-        end = time.perf_counter()
+        end = self._spent("step_seconds", task, len(batch), begin)
         for sample in batch:
             sample.record("steps", begin, end)
         self.counters.add("executions")
         self.counters.add("steps", len(batch))
-        self.counters.observe("step_seconds", end - begin)
         self.counters.observe("batch_size", len(batch))
-        self._decoding.put(frames)
-        self._stepping.put(sample for sample in batch if sample.steps_left)
+        return [(DECODE, frames), (STEP, [sample for sample in batch if sample.steps_left])]
 
-    def _deliver(self, batch: list[Frame]) -> None:
+    def _deliver(self, task: Task) -> Following:
+        """Pixels of each frame, and its answer."""
         begin = time.perf_counter()
-        images = self._pipeline.decode(self._pipeline.stack([frame.latents for frame in batch]))
-        end = time.perf_counter()
-        self.counters.observe("decode_seconds", end - begin)
-        for frame, image in zip(batch, images, strict=True):
+        pipeline = self._on(task)
+        frames = [work for work in task.works if isinstance(work, Frame)]
+        images = pipeline.decode(pipeline.stack([frame.latents for frame in frames]))
+        end = self._spent("decode_seconds", task, len(frames), begin)
+        for frame, image in zip(frames, images, strict=True):
             sample = frame.sample
             if frame.index is not None:
                 sample.record("partials", begin, end)
@@ -212,3 +216,16 @@ class Scheduler:
             else:
                 sample.record("decode", begin, end)
                 sample.send(Picture(image, sample.report()))
+        return []
+
+    def _on(self, task: Task) -> Pipeline:
+        """The pipeline where the task runs."""
+        return self._pipeline if task.lane is None else self._pipeline.lanes[task.lane]
+
+    def _spent(self, histogram: str, task: Task, batch: int, begin: float) -> float:
+        """An execution has ended, now: count it and learn from it."""
+        end = time.perf_counter()
+        self.counters.observe(histogram, end - begin)
+        narrow = task.lane is not None
+        self._costs.observe(task.stage, task.size, batch, end - begin, narrow=narrow)
+        return end

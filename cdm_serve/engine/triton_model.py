@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from cdm_serve.engine.costs import measure
 from cdm_serve.engine.job import EngineError, Partial, Picture, Pixels
 from cdm_serve.engine.lifeline import hold_on
 from cdm_serve.engine.manifest import read_manifest
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtimes import fit_precision, open_runtime
 from cdm_serve.engine.scheduler import Scheduler
+from cdm_serve.engine.warmup import measure
 from cdm_serve.triton.protocol import (
     WARM_UP_SECONDS,
     Message,
@@ -47,10 +47,13 @@ class TritonPythonModel:
         pipeline = Pipeline(manifest, open_runtime(name, precision))
         most = min(int(parameters["max_batch"]), manifest.max_batch)
         seconds = float(os.environ.get(WARM_UP_SECONDS, parameters["warm_up_seconds"]))
-        costs = measure(pipeline, most, seconds)
+        costs, self._batches = measure(pipeline, most, seconds, parameters.get("batches", "auto"))
         cache_bytes = int(float(parameters["prompt_cache_megabytes"]) * 2**20)
         self._card = replace(
-            manifest.card(), id=args["model_name"], pid=os.getpid(), costs=costs.to_json()
+            manifest.card(),
+            id=args["model_name"],
+            pid=os.getpid(),
+            batches=asdict(self._batches),
         )
         self._scheduler = Scheduler(pipeline, costs, cache_bytes)
 
@@ -92,7 +95,10 @@ class TritonPythonModel:
         if not self._scheduler.alive:
             raise EngineError("the scheduler has ended")
         engine = f"{socket.gethostname()}:{os.getpid()}"
-        return {"card": asdict(self._card), "engine": engine, **self._scheduler.describe()}
+        report = self._scheduler.describe()
+        report["gauges"] |= self._batches.gauges()
+        card = replace(self._card, costs=report.pop("costs"))
+        return {"card": asdict(card), "engine": engine, **report}
 
 
 def _answer(sender: Any, answer: Partial | Picture | EngineError) -> None:

@@ -13,15 +13,17 @@ there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one
 ``describe``. Answered at once by ``report`` with
 
     ========== ==================================================================================
-    card       a ``ModelCard``, its costs as measured at start: by size, ``step`` and ``decode``
-               in seconds by batch size (as text) and ``batch``, the size that makes most of this
+    card       a ``ModelCard``, its costs as measured at start and corrected by what executions
+               have taken since: by size, ``step`` and ``decode`` in seconds by batch size (as text;
+               of all lanes of the machine together) and ``batch``, the size that makes most of this
                machine; beside the sizes ``text``, the seconds of one prompt
     engine     the process and its machine
     waiting    samples at hand, started or not, and ``steps_waiting``, the steps they still need
     counters   cumulative since the process started: executions, steps, pictures, partials,
                cancelled, expired, failed, steps_saved (not made, of the cancelled and expired),
                cache_hits, cache_misses
-    gauges     cache_entries, cache_bytes
+    gauges     cache_entries, cache_bytes, and batches_exact, batches_dropped and
+               batches_largest_difference as found at start
     histograms cumulative: by name (queue_seconds, text_seconds, step_seconds, decode_seconds of
                one execution each, batch_size) the upper ``bounds``, the ``counts`` of each bucket
                alone with one more for what lies above, and the ``sum``

@@ -1,7 +1,7 @@
 """ONNX Runtime, on a GPU by its CUDA provider: arrays stay there between the runs."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +45,16 @@ class OnnxRuntime:
         """Numpy or cupy."""
         return self._arrays
 
+    @property
+    def overlaps(self) -> bool:
+        """Streams of a GPU do."""
+        return True
+
+    @property
+    def batches(self) -> str:
+        """CUDA's libraries choose kernels by the whole shape."""
+        return "exact" if self._device == "cpu" else "close"
+
     def load(self, path: Path) -> "OnnxGraph":
         """A session for an ONNX file.
 
@@ -77,6 +87,11 @@ class OnnxGraph:
         self._arrays = arrays
         self._inputs = {each.name: np.dtype(TYPES[each.type]) for each in session.get_inputs()}
         self._outputs = {each.name: np.dtype(TYPES[each.type]) for each in session.get_outputs()}
+
+    @property
+    def lanes(self) -> Sequence["OnnxGraph"]:
+        """None."""
+        return ()
 
     @property
     def inputs(self) -> Mapping[str, np.dtype[Any]]:

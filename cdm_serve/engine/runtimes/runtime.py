@@ -1,6 +1,6 @@
 """What the engine asks of a runtime: load a graph, run it; it knows nothing else of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -20,6 +20,10 @@ class Graph(Protocol):
     def inputs(self) -> Mapping[str, np.dtype[Any]]:
         """Name and element type of each input."""
 
+    @property
+    def lanes(self) -> Sequence["Graph"]:
+        """The same graph for each part of the machine, to be run side by side; may be none."""
+
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """The outputs by name, which the next run leaves alone; ``inputs`` are exactly its own."""
 
@@ -30,6 +34,14 @@ class Runtime(Protocol):
     @property
     def arrays(self) -> ModuleType:
         """Numpy, or what has its functions."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether different graphs gain from running at once on the whole machine."""
+
+    @property
+    def batches(self) -> str:
+        """The policy for it, see ``warmup``: exact, or close where rows depend on their company."""
 
     def load(self, path: Path) -> Graph:
         """The graph in a file."""

@@ -1,7 +1,7 @@
 """TensorRT engines (version 11), built beforehand for this GPU."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,6 +37,16 @@ class TensorRt:
     def arrays(self) -> ModuleType:
         """Cupy."""
         return self._cupy
+
+    @property
+    def overlaps(self) -> bool:
+        """Streams of a GPU do."""
+        return True
+
+    @property
+    def batches(self) -> str:
+        """TensorRT chooses kernels by the whole shape."""
+        return "close"
 
     def load(self, path: Path) -> "TensorRtGraph":
         """The engine that lies beside an ONNX file.
@@ -78,6 +88,11 @@ class TensorRtGraph:
         ]
         self._inputs = {name: dtypes[name] for name in inputs}
         self._outputs = {name: dtypes[name] for name in names if name not in inputs}
+
+    @property
+    def lanes(self) -> Sequence["TensorRtGraph"]:
+        """None."""
+        return ()
 
     @property
     def inputs(self) -> Mapping[str, np.dtype[Any]]:

@@ -12,12 +12,13 @@ from benchmarks.serving.exported import find_export
 from benchmarks.serving.measure import made
 from benchmarks.serving.overhead import CONTENDERS, ENGINE, GRAPHS, ratios
 from benchmarks.serving.stages import EngineStages
-from cdm_serve.engine.costs import Costs
+from cdm_serve.engine.costs import Costs, Curve
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.scheduler import Scheduler
 
-FLAT = {1: 0.02, 2: 0.02, 4: 0.02}
-COSTS = Costs(FLAT, {"64x64": FLAT, "96x64": FLAT}, {"64x64": FLAT, "96x64": FLAT})
+FLAT = dict.fromkeys((1, 2, 4), 0.02)
+CURVE = Curve(FLAT, FLAT, 2)
+COSTS = Costs(CURVE, {"64x64": CURVE, "96x64": CURVE}, {"64x64": CURVE, "96x64": CURVE})
 
 
 @pytest.mark.slow

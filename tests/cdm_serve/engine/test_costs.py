@@ -1,9 +1,6 @@
-import time
-
-import numpy as np
 import pytest
 
-from cdm_serve.engine.costs import Costs, _sweep, best_batch, measure
+from cdm_serve.engine.costs import Costs, Curve, best_batch
 
 
 @pytest.mark.parametrize(
@@ -22,59 +19,40 @@ def test_the_batch_that_makes_most(seconds, count, best):
     assert best_batch(seconds, count) == best
 
 
-def machine(seconds):
-    """A graph whose run takes ``seconds(batch)``; every row comes out the same."""
-    tried = []
-
-    def run(batch):
-        tried.append(batch)
-        time.sleep(seconds(batch))
-        return np.ones((batch, 2))
-
-    return run, tried
+def costs():
+    step = Curve({1: 1.0}, {1: 1.5, 2: 2.0}, 2)
+    return Costs(Curve({1: 0.5}), {"8x8": step}, {"8x8": Curve({1: 3.0, 2: 3.5})})
 
 
-def test_a_small_model_is_warm_at_every_batch_that_pays():
-    run, tried = machine(lambda batch: 0.05)
-    seconds = _sweep(run, 6, budget=60)
-    assert list(seconds) == [1, 2, 3, 4]
-    assert set(tried) == {1, 2, 3, 4}
-    assert all(0.05 <= spent < 0.5 for spent in seconds.values())
-
-
-def test_where_batches_win_nothing_there_are_none():
-    run, _ = machine(lambda batch: 0.1 * batch)
-    assert list(_sweep(run, 4, budget=60)) == [1]
-
-
-def test_the_budget_ends_the_search():
-    run, tried = machine(lambda batch: 0.2)
-    assert 1 in _sweep(run, 64, budget=1.0)
-    assert max(tried) < 64
-
-
-def test_a_batch_that_changes_a_picture_is_not_used():
-    def run(batch):
-        time.sleep(0.05)
-        rows = np.ones((batch, 2), np.float32)
-        if batch == 4:
-            rows[3, 1] = np.nextafter(np.float32(1), np.float32(2))
-        return rows
-
-    assert 4 not in _sweep(run, 8, budget=60)
-
-
-def test_measures_every_graph_at_every_size(pipeline):
-    costs = measure(pipeline, most=4, budget=5)
-    assert costs.step.keys() == costs.decode.keys() == {"64x64", "96x64"}
-    for seconds in (costs.text, *costs.step.values(), *costs.decode.values()):
-        assert seconds[1] > 0
-        assert max(seconds) <= 4
-
-
-def test_costs_in_json():
-    costs = Costs({1: 0.5}, {"8x8": {1: 1.0, 2: 1.2}}, {"8x8": {1: 3.0}})
-    assert costs.to_json() == {
+def test_costs_in_json_are_those_of_the_whole_machine():
+    assert costs().to_json() == {
         "text": 0.5,
-        "8x8": {"step": {"1": 1.0, "2": 1.2}, "decode": {"1": 3.0}, "batch": 2},
+        "8x8": {
+            # Alone with all of it; then two lanes with one or two samples each.
+            "step": {"1": 1.0, "2": 1.5, "4": 2.0},
+            "decode": {"1": 3.0, "2": 3.5},
+            "batch": 4,
+        },
     }
+
+
+def test_a_size_that_was_not_measured_is_estimated_by_its_pixels():
+    known = costs()
+    assert known.curve("step", "16x8") == Curve({1: 2.0}, {1: 3.0, 2: 4.0}, 2)
+    assert known.alone("16x16", steps=2) == 8.0
+
+
+def test_what_executions_take_corrects_what_is_told_and_not_the_batches():
+    known = costs()
+    for _ in range(200):
+        known.observe("step", "16x8", 2, 12.0, narrow=True)
+    assert known.corrected("step", "16x8").narrow[2] == pytest.approx(12.0, rel=1e-3)
+    assert known.to_json()["16x8"]["step"]["4"] == pytest.approx(12.0, rel=1e-3)
+    assert known.to_json()["8x8"]["step"]["4"] == 2.0
+    assert known.curve("step", "16x8").narrow[2] == 4.0
+
+
+def test_one_slow_execution_changes_little():
+    known = costs()
+    known.observe("decode", "8x8", 1, 30.0, narrow=False)
+    assert 3.0 < known.corrected("decode", "8x8").wide[1] < 6.0

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdm_serve.engine.noise import randn
+from cdm_serve.engine.noise import randn, randn_rows
 
 SEEDS = (0, 1, 7, 123456789, 2**31, 2**32 - 1, 2**32 + 5, 2**63 - 1, 2**64 - 1, -1, -7, -(2**63))
 
@@ -33,3 +33,11 @@ def test_equals_torch_for_latent_shapes(shape):
 def test_equals_torch_over_a_million_values():
     """Long enough to meet the rare roundings: a wrong fused multiply-add shows in 1 of 1000."""
     assert np.array_equal(randn(5, (1_000_000,)), by_torch(5, (1_000_000,)))
+
+
+@pytest.mark.parametrize("shape", [(8, 16, 16), (4, 16, 24), (3, 5, 7), (2, 3)])
+def test_rows_equal_torch_by_seed(shape):
+    rows = randn_rows(SEEDS, shape)
+    assert rows.shape == (len(SEEDS), *shape)
+    for row, seed in zip(rows, SEEDS, strict=True):
+        assert np.array_equal(row, by_torch(seed, shape))

@@ -74,7 +74,8 @@ def test_describes_the_export(address, manifest):
 
     report = with_client(address, use)
     card = ModelCard.from_json(report["card"])
-    assert card == replace(manifest.card(), pid=card.pid, costs=card.costs)
+    assert card == replace(manifest.card(), pid=card.pid, costs=card.costs, batches=card.batches)
+    assert (card.batches["policy"], card.batches["dropped"]) == ("exact", [])
     assert alive(card.pid)
     assert report["waiting"] == report["steps_waiting"] == 0
     for size in card.sizes:
