@@ -20,6 +20,7 @@ from distill.log import RunLog, TrainingProgress
 from distill.parallel import Processes
 from distill.prompts import PromptStream, read_prompts
 from distill.recipe import Recipe
+from distill.report import write_report
 from distill.student import save_student
 from distill.trainer import Trainer
 from distill.training import train
@@ -81,8 +82,17 @@ def distil(
     if trainer.updates < recipe.updates:
         console.print(f"stopped after update {trainer.updates}; continue with --resume")
         return 130
+    best = checkpoint.best_of(folder)
+    if best:  # the student drifts where a run is too long: what is kept is what evaluates best
+        checkpoint.load(best, trainer)
     output = save_student(trainer)
-    console.print(f"student after {trainer.updates} updates: {output}", soft_wrap=True)
+    if processes.main:
+        console.print(
+            f"report: {write_report(folder, log.records, trainer.updates)}", soft_wrap=True
+        )
+    console.print(
+        f"student after {trainer.updates} of {recipe.updates} updates: {output}", soft_wrap=True
+    )
     return 0
 
 

@@ -51,7 +51,7 @@ class Evaluation:
             ``contrast`` (mean and standard deviation of the pictures in [0, 1]), ``sample_mean``
             and ``sample_std`` (of the latents); and what is wrong, if these are no pictures.
         """
-        latents = self.samples.student()
+        latents = self.samples.student(self.trainer.recipe.steps)
         if not bool(latents.isfinite().all()):
             return {}, "its samples are not finite"
         levels = _levels(self.trainer, latents)

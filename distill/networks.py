@@ -5,6 +5,7 @@ Low-rank adapters (arXiv 2106.09685) are on every linear layer inside the transf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -45,11 +46,28 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in trained(network).items()}
 
 
-class Optimiser:
-    """AdamW over a network's trained parameters, as the recipe wants it."""
+def rate_factor(done: int, total: int, recipe: OptimiserRecipe) -> float:
+    """Of the learning rate after ``done`` of ``total`` steps: a ramp, 1, then half a cosine."""
+    rise = min(1.0, (done + 1) / max(1, recipe.warmup))
+    fall = recipe.decay * total
+    left = min(1.0, (total - done) / fall) if fall else 1.0
+    return rise * (1 - math.cos(math.pi * left)) / 2
 
-    def __init__(self, network: nn.Module, recipe: OptimiserRecipe) -> None:
-        self.network, self.recipe = network, recipe
+
+class Optimiser:
+    """AdamW over a network's trained parameters, as the recipe wants it.
+
+    Args:
+        network: whose parameters are trained.
+        recipe: betas, the rate's rise and fall, clipping.
+        rate: the highest learning rate.
+        total: steps of the whole run.
+    """
+
+    def __init__(
+        self, network: nn.Module, recipe: OptimiserRecipe, rate: float, total: int
+    ) -> None:
+        self.network, self.recipe, self.rate, self.total = network, recipe, rate, total
         self.adam = AdamW(
             list(trained(network).values()),
             betas=(recipe.beta1, recipe.beta2),
@@ -57,12 +75,11 @@ class Optimiser:
             fused=True,
         )
 
-    def step(self, rate: float, done: int) -> Tensor:
+    def step(self, done: int) -> Tensor:
         """Clip the gradients together, update, forget them.
 
         Args:
-            rate: the learning rate after the warm-up.
-            done: steps taken before, for the warm-up.
+            done: steps taken before.
 
         Returns:
             The gradient's norm before clipping, a scalar on the device.
@@ -70,7 +87,7 @@ class Optimiser:
         parameters = list(trained(self.network).values())
         norm: Any = nn.utils.clip_grad_norm_(parameters, self.recipe.grad_clip)
         for group in self.adam.param_groups:
-            group["lr"] = rate * min(1.0, (done + 1) / max(1, self.recipe.warmup))
+            group["lr"] = self.rate * rate_factor(done, self.total, self.recipe)
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

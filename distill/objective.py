@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.adapters import Condition
+from distill.critic import told
 from distill.flow import Anchors, Point, Velocity, merged, noised
 from distill.losses import ca_loss, dm_loss, flow_matching_loss
 from distill.recipe import LossRecipe
@@ -24,7 +25,10 @@ class Velocities:
 
 
 def fake_loss(fake: Velocity, x0: Tensor, condition: Condition, level: Level) -> Tensor:
-    """Flow matching on the student's own pictures ``x0`` (B, C, h, w), at one level each."""
+    """Flow matching on the student's own pictures ``x0`` (B, C, h, w), at one level each.
+
+    ``condition`` is ``told`` their anchors.
+    """
     velocity = fake(noised(x0, level.sigma, level.noise), level.sigma, condition)
     return flow_matching_loss(velocity, x0, level.noise)
 
@@ -68,9 +72,14 @@ def student_losses(
     asked = dict(seen)
     if "ca" in seen:
         asked["uncond"] = replace(seen["ca"], condition=null.expand(len(draws)))
+    judged = {
+        name: replace(point, condition=told(point.condition, at[place].sigma))
+        for name, place in (("dm", "on"), ("cdm", "off"))
+        if (point := seen.get(name))
+    }
     with torch.no_grad():
         v_teacher = merged(velocities.teacher, asked)
-        v_fake = merged(velocities.fake, {name: p for name, p in seen.items() if name != "ca"})
+        v_fake = merged(velocities.fake, judged)
     teacher = {name: point.x0(v_teacher[name]) for name, point in asked.items()}
 
     losses: dict[str, Tensor] = {}

@@ -67,7 +67,7 @@ class Processes:
         network.to(self.device)
         if self.sharded:
             mesh = init_device_mesh(self.device.type, (self.count,))
-            for part in [*blocks(network), network]:
+            for part in [*blocks(getattr(network, "transformer", network)), network]:
                 # Between two passes the averages need every parameter as its slice.
                 fully_shard(part, mesh=mesh, reshard_after_forward=True)
         return network

@@ -33,10 +33,10 @@ class FixedSamples:
         )
         self.condition = trainer.prompts.encode(self.prompts)
 
-    def student(self) -> Tensor:
-        """The averaged student's latents in the recipe's steps, float32 (B, C, h, w)."""
+    def student(self, steps: int) -> Tensor:
+        """The averaged student's latents in so many steps, float32 (B, C, h, w)."""
         with self.trainer.averaged():
-            return self._sample(self.trainer.velocities.student, self.trainer.recipe.steps)
+            return self._sample(self.trainer.velocities.student, steps)
 
     def teacher(self, steps: int, guidance: float) -> Tensor:
         """The teacher's latents under classifier-free guidance, float32 (B, C, h, w)."""

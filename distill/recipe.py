@@ -72,8 +72,18 @@ class LossRecipe:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class CriticRecipe:
+    """The fake teacher; ``anchor``: it is told the sigma that a picture was predicted from."""
+
+    anchor: bool = True
+
+
+@dataclass(frozen=True, config=_STRICT)
 class OptimiserRecipe:
-    """AdamW at a constant rate after a linear warm-up; learning rates per network."""
+    """AdamW; learning rates per network, after a linear warm-up.
+
+    ``decay``: the last part of the run, over which the rates fall along half a cosine.
+    """
 
     student_rate: Amount = 1e-5
     fake_rate: Amount = 5e-6
@@ -81,6 +91,7 @@ class OptimiserRecipe:
     beta2: Fraction = 0.999
     weight_decay: Amount = 1e-4
     warmup: CountOrNone = 100
+    decay: Fraction = 0.0
     grad_clip: Positive = 1.0
 
 
@@ -173,6 +184,7 @@ class Recipe:
     seed: CountOrNone = 0
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     loss: LossRecipe = field(default_factory=LossRecipe)
+    critic: CriticRecipe = field(default_factory=CriticRecipe)
     optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
     log: LogRecipe = field(default_factory=LogRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.adapters import Adapter, Condition
+from distill.critic import AnchorEmbedding, FakeTeacher, text, told
 from distill.errors import DistillError
 from distill.flow import Anchors, Point, Velocity, euler, rollout
 from distill.networks import (
@@ -74,13 +75,13 @@ class Trainer:
         teacher = adapter.transformer.eval().requires_grad_(False)
         # float32 masters: bfloat16 would lose updates of 1e-5.
         self.student = self._trainable(teacher)
-        self.fake = self._trainable(teacher)
-        networks = [self.student, self.fake, teacher]
+        self.fake = FakeTeacher(self._trainable(teacher), adapter, self._embedding())
+        networks = [self.student, self.fake.transformer, teacher]
         if recipe.runtime.compile:
             for block in (block for network in networks for block in blocks(network)):
                 # Rollouts shrink from sample to sample unless all stop at the same anchor.
                 block.compile(dynamic=recipe.schedule.index != "shared")
-        for network in networks:
+        for network in (self.student, self.fake, teacher):
             processes.place(network)
         self.average = Average(self.student)
         self.velocities = Velocities(
@@ -88,8 +89,10 @@ class Trainer:
             teacher=self._velocity_of(teacher),
             fake=self._velocity_of(self.fake),
         )
-        self.student_optimiser = Optimiser(self.student, recipe.optimiser)
-        self.fake_optimiser = Optimiser(self.fake, recipe.optimiser)
+        plan, updates = recipe.optimiser, recipe.updates
+        self.student_optimiser = Optimiser(self.student, plan, plan.student_rate, updates)
+        iterations = updates * recipe.fake_updates
+        self.fake_optimiser = Optimiser(self.fake, plan, plan.fake_rate, iterations)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -116,6 +119,9 @@ class Trainer:
             batch = self._roll_out(iteration, student=last)
             metrics = self._update_fake(batch, iteration)
         metrics |= self._update_student(batch)
+        matched = [metrics[name] for name in ("dm", "cdm") if name in metrics]
+        if matched:  # root mean square of R - F, over R's mean distance from the student's picture
+            metrics["gap"] = torch.stack(matched).mean().sqrt()
         self.updates += 1
         return metrics
 
@@ -156,6 +162,12 @@ class Trainer:
             network.enable_gradient_checkpointing()  # type: ignore[operator]
         return network
 
+    def _embedding(self) -> AnchorEmbedding | None:
+        if not self.recipe.critic.anchor:
+            return None
+        width = self.null.tensors[text(self.null.tensors)].shape[-1]
+        return AnchorEmbedding(width, self.recipe.seed)
+
     def _velocity_of(self, network: nn.Module) -> Velocity:
         """``v(x, sigma, condition)`` of a network, in the recipe's precision."""
         device, low = self.device.type, self.recipe.runtime.precision == "bf16"
@@ -164,6 +176,9 @@ class Trainer:
             attention = attention_kernel(device) if torch.is_grad_enabled() else nullcontext()
             # A context a call: autocast's cache of cast weights must not outlive an update.
             with torch.autocast(device, torch.bfloat16, enabled=low), attention:
+                if isinstance(network, FakeTeacher):
+                    answer: Tensor = network(x, sigma, condition)
+                    return answer
                 return self.adapter.velocity(network, x, sigma, condition)
 
         return velocity
@@ -203,10 +218,12 @@ class Trainer:
         x0 = [anchors.x0(anchors.velocity.detach()) for anchors, _ in batch]
         losses = []
         for i, (anchors, draws) in enumerate(batch):
-            losses.append(fake_loss(self.velocities.fake, x0[i], anchors.condition, draws.fake))
+            condition = told(anchors.condition, anchors.sigma)
+            losses.append(fake_loss(self.velocities.fake, x0[i], condition, draws.fake))
             self._backward(losses[-1], self.fake, i, len(batch))
-        norm = self.fake_optimiser.step(self.recipe.optimiser.fake_rate, iteration)
-        move_towards(weights_of(self.fake), weights_of(self.student), self.recipe.fake_pull)
+        norm = self.fake_optimiser.step(iteration)
+        follower = weights_of(self.fake.transformer)
+        move_towards(follower, weights_of(self.student), self.recipe.fake_pull)
         whole = torch.cat(x0)
         return {
             "fake": torch.stack(losses).detach().mean(),
@@ -224,7 +241,7 @@ class Trainer:
             weighted = [getattr(weights, name) * loss for name, loss in losses.items()]
             self._backward(torch.stack(weighted).sum(), self.student, i, len(batch))
             parts.append({name: loss.detach() for name, loss in losses.items()})
-        norm = self.student_optimiser.step(self.recipe.optimiser.student_rate, self.updates)
+        norm = self.student_optimiser.step(self.updates)
         self.average.update(ramped_decay(self.updates, self.recipe.ema))
         means = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         return means | {"gradient": norm}

@@ -53,7 +53,9 @@ class _Loop:
         self.evaluation = Evaluation(trainer, folder) if self.recipe.evaluation.every else None
         if self.evaluation and not trainer.updates:
             log.pictures("teacher", self.evaluation.teacher_pictures(), 0)
-            self._note(self.evaluation.student()[0], "evaluation")  # where the student starts
+            expected = {f"teacher_{name}": x for name, x in self.evaluation.expected.items()}
+            start, _ = self.evaluation.student()
+            self._note({**start, **expected}, "evaluation")
         self.clock = time.perf_counter()
 
     def run(self, stop: Callable[[], bool]) -> None:
@@ -119,10 +121,11 @@ class _Loop:
 
     def _preview(self) -> None:
         assert self.preview is not None
-        latents = self.preview.student()
-        if self.trainer.processes.main:
-            pictures = pictures_of(self.trainer, latents)
-            self.log.pictures("preview", pictures, self.trainer.updates)
+        for steps in sorted({1, 2, self.recipe.steps, 2 * self.recipe.steps}):
+            latents = self.preview.student(steps)
+            if self.trainer.processes.main:
+                pictures = pictures_of(self.trainer, latents)
+                self.log.pictures(f"preview-{steps}", pictures, self.trainer.updates)
 
 
 def _gone_wrong(what: str, good: Path | None) -> DistillError:

@@ -122,7 +122,7 @@ def _count(
     adapter.pipeline.transformer = type(whole).from_config({**whole.config, **_SHALLOW})
     runtime = replace(recipe.runtime, gradient_checkpointing=True, compile=False)
     trainer = trainer_of(form, adapter, replace(recipe, runtime=runtime))
-    units = Units([trainer.student, trainer.fake, adapter.transformer])
+    units = Units([trainer.student, trainer.fake.transformer, adapter.transformer])
     counts = []
     for _ in range(updates):
         before = units.total

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.adapters import Condition
+from distill.critic import told
 from distill.flow import Anchors, Point, euler, noised
 from distill.losses import ca_loss, dm_loss
 from distill.networks import ramped_decay
@@ -47,7 +48,7 @@ class ReleasedTrainer(Trainer):
             "cdm": self._dm("cdm", self._off_trajectory(at, draws.off), draws),
         }
         self._backward(torch.stack(list(losses.values())).sum(), self.student, 0, 1)
-        norm = self.student_optimiser.step(self.recipe.optimiser.student_rate, self.updates)
+        norm = self.student_optimiser.step(self.updates)
         self.average.update(ramped_decay(self.updates, self.recipe.ema))
         return {name: loss.detach() for name, loss in losses.items()} | {"gradient": norm}
 
@@ -64,7 +65,7 @@ class ReleasedTrainer(Trainer):
         seen = self._seen(name, at, v, draws)
         with torch.no_grad():
             v_cond = self.velocities.teacher(seen.x, seen.sigma, seen.condition)
-            v_fake = self.velocities.fake(seen.x, seen.sigma, seen.condition)
+            v_fake = self.velocities.fake(seen.x, seen.sigma, told(at.condition, at.sigma))
         return dm_loss(at.x0(v), seen.x0(v_cond), seen.x0(v_fake), self.recipe.loss.floor)
 
     def _seen(self, name: str, at: Point, velocity: Tensor, draws: Draws) -> Point:

@@ -1,5 +1,6 @@
 """The command itself, as a process where the process matters."""
 
+import json
 import os
 import signal
 import subprocess
@@ -102,6 +103,31 @@ def test_kill_9_and_resume_is_bit_for_bit_the_straight_run(
         tmp_path / "student", text_encoder_3=None, tokenizer_3=None
     )
     assert student.transformer.config.num_layers == 2
+
+
+def test_the_student_is_the_best_by_evaluation_and_the_report_says_so(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rates at which a few updates help and more of them ruin."""
+    run = tmp_path / "run"
+    rates = ("optimiser.student_rate=3e-3", "optimiser.warmup=0", "evaluation.every=1")
+    settings = [part for rate in rates for part in ("--set", rate)]
+    assert main([str(recipe_file), "--run", str(run), "--updates", "6", *settings]) == 0
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    distances = {r["update"]: r["distance"] for r in records if r.get("distance") and r["update"]}
+    best = min(distances, key=distances.__getitem__)
+    assert best < 6  # else the test shows nothing
+    described = json.loads((tmp_path / "student" / "cdm.json").read_text())
+    assert described["updates"] == best
+    assert f"student after {best} of 6 updates" in capsys.readouterr().err
+    assert f"after update {best}, at distance" in (run / "report.html").read_text()
+    # The same as a run that ends there: what is written is that checkpoint's average.
+    alone = [*settings, "--set", f"output={tmp_path / 'alone'}", "--updates", str(best)]
+    assert main([str(recipe_file), "--run", str(tmp_path / "alone-run"), *alone]) == 0
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "alone" / weights).read_bytes() == (
+        tmp_path / "student" / weights
+    ).read_bytes()
 
 
 def test_ctrl_c_stops_after_the_update_and_can_be_continued(

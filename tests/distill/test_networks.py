@@ -1,25 +1,35 @@
 """AdamW steps and averages against their formulas; low-rank adapters and their merging."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pipelines import PROMPTS
 from torch import nn
 
 from distill.adapters import Adapter
-from distill.networks import Average, Optimiser, add_lora, merge_lora, ramped_decay, trained
+from distill.networks import (
+    Average,
+    Optimiser,
+    add_lora,
+    merge_lora,
+    ramped_decay,
+    rate_factor,
+    trained,
+)
 from distill.recipe import LoraRecipe, OptimiserRecipe
 
 
 def test_three_steps_match_the_formula_with_warmup_decay_and_clipping() -> None:
     recipe = OptimiserRecipe(warmup=2, weight_decay=0.1, grad_clip=0.5)
     network = nn.Linear(3, 1, bias=False)
-    optimiser = Optimiser(network, recipe)
+    optimiser = Optimiser(network, recipe, 1e-2, 3)
     w = network.weight.detach().double().clone()
     m, v = torch.zeros_like(w), torch.zeros_like(w)
     inputs = torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0))
     for k in range(3):
         network(inputs[k]).square().mean().backward()
-        norm = optimiser.step(1e-2, k)
+        norm = optimiser.step(k)
         x = inputs[k].double()
         gradient = 2 * (x @ w.T).T @ x / 5
         assert norm.item() == pytest.approx(gradient.norm().item(), rel=1e-4)
@@ -30,6 +40,16 @@ def test_three_steps_match_the_formula_with_warmup_decay_and_clipping() -> None:
         w = w - rate * (m / (1 - 0.9 ** (k + 1))) / ((v / (1 - 0.999 ** (k + 1))).sqrt() + 1e-8)
         torch.testing.assert_close(network.weight.detach().double(), w, rtol=1e-5, atol=1e-6)
     assert network.weight.grad is None
+
+
+def test_the_rate_rises_holds_and_falls_along_half_a_cosine() -> None:
+    recipe = OptimiserRecipe(warmup=4, decay=0.5)
+    factors = [rate_factor(done, 20, recipe) for done in range(20)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:11] == [1.0] * 7
+    assert factors[15] == pytest.approx(0.5)
+    assert factors[10:] == sorted(factors[10:], reverse=True) and 0 < factors[-1] < 0.03
+    assert rate_factor(10**6, 20, replace(recipe, decay=0.0)) == 1.0
 
 
 def test_the_ramp() -> None:

@@ -44,5 +44,5 @@ def test_a_fresh_students_preview_is_the_teachers_unguided_picture(
     make: Callable[..., Trainer], adapter: Adapter, recipe: Recipe
 ) -> None:
     trainer = make(recipe)
-    pictures = pictures_of(trainer, FixedSamples(trainer, 3).student())
+    pictures = pictures_of(trainer, FixedSamples(trainer, 3).student(4))
     torch.testing.assert_close(pictures, pipeline_pictures(adapter, 3), rtol=0, atol=1e-5)

@@ -9,11 +9,13 @@ import torch
 
 from distill.adapters import Adapter
 from distill.adapters.sd3 import Sd3Adapter
+from distill.critic import told
 from distill.errors import DistillError
 from distill.networks import ramped_decay
 from distill.objective import fake_loss
 from distill.parallel import Processes
 from distill.recipe import (
+    CriticRecipe,
     LoraRecipe,
     LossRecipe,
     OptimiserRecipe,
@@ -39,7 +41,7 @@ def test_an_update_moves_student_fake_and_average_but_not_the_teacher(
     metrics = trainer.update()
     assert trainer.updates == 1
     assert torch.equal(flat(adapter.transformer), teacher)
-    student, fake = flat(trainer.student), flat(trainer.fake)
+    student, fake = flat(trainer.student), flat(trainer.fake.transformer)
     assert not torch.equal(student, teacher) and not torch.equal(fake, teacher)
     # Decay 0.1 after the first update: nine tenths of the way to the student.
     with trainer.averaged():
@@ -48,7 +50,7 @@ def test_an_update_moves_student_fake_and_average_but_not_the_teacher(
     assert ramped_decay(0, recipe.ema) == 0.1
     assert set(metrics) == {
         *("fake", "fake_gradient", "latent_mean", "latent_std"),
-        *("ca", "dm", "cdm", "gradient"),
+        *("ca", "dm", "cdm", "gap", "gradient"),
     }
     assert all(torch.isfinite(value) for value in metrics.values())
 
@@ -60,10 +62,11 @@ def test_the_fake_teacher_is_pulled_towards_the_student(make: Make, recipe: Reci
     with torch.no_grad():
         for parameter in trainer.student.parameters():
             parameter.add_(1.0)
-    start, student = flat(trainer.fake), flat(trainer.student)
+    fake = trainer.fake.transformer
+    start, student = flat(fake), flat(trainer.student)
     trainer.update()
     assert torch.equal(flat(trainer.student), student)
-    torch.testing.assert_close(flat(trainer.fake), student + 0.75**2 * (start - student))
+    torch.testing.assert_close(flat(fake), student + 0.75**2 * (start - student))
 
 
 def test_fake_and_student_updates_alternate_two_to_one(make: Make, recipe: Recipe) -> None:
@@ -101,7 +104,7 @@ def test_samples_forwarded_in_one_update(
     names = {
         id(adapter.transformer): "teacher",
         id(trainer.student): "student",
-        id(trainer.fake): "fake",
+        id(trainer.fake.transformer): "fake",
     }
     real = Sd3Adapter.velocity
 
@@ -147,9 +150,10 @@ def test_a_batch_in_parts_is_the_same_update(make: Make, recipe: Recipe) -> None
         torch.testing.assert_close(one, three, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("anchor", [True, False], ids=["told", "untold"])
 @pytest.mark.parametrize("rank", [0, 2], ids=["full", "lora"])
-def test_a_state_continues_bit_for_bit(make: Make, recipe: Recipe, rank: int) -> None:
-    recipe = replace(recipe, lora=LoraRecipe(rank=rank))
+def test_a_state_continues_bit_for_bit(make: Make, recipe: Recipe, rank: int, anchor: bool) -> None:
+    recipe = replace(recipe, lora=LoraRecipe(rank=rank), critic=CriticRecipe(anchor=anchor))
     straight = make(recipe)
     straight.update()
     saved = copy.deepcopy(straight.state_dict())
@@ -198,11 +202,12 @@ def test_compiled_blocks_give_the_same_update(make: Make, recipe: Recipe) -> Non
         {"schedule": ScheduleRecipe(n_max=5, anchors="stratified", low=0.02, high=0.98)},
         {"runtime": RuntimeRecipe(device="cpu", precision="bf16")},
         {"fake_updates": 1},
+        {"critic": CriticRecipe(anchor=False)},
         {"schedule": ScheduleRecipe(n_max=4, index="shared")},
     ],
     ids=[
         *("ca", "dm", "cdm", "fixed", "stratified", "bf16", "one fake update"),
-        "shared index",
+        *("untold", "shared index"),
     ],
 )
 def test_every_choice_of_the_recipe_trains(
@@ -231,8 +236,8 @@ def test_the_fake_teacher_learns_the_students_pictures(make: Make, recipe: Recip
     fast = OptimiserRecipe(student_rate=0.0, fake_rate=5e-3, warmup=1)
     trainer = make(replace(recipe, optimiser=fast, batch=8, loss=LossRecipe(1, 0, 0)))
     draws = trainer.rng.iteration(student=False)
-    condition = trainer.prompts.at(range(8))
-    anchors = trainer._anchors(draws, condition, graded=False)
+    anchors = trainer._anchors(draws, trainer.prompts.at(range(8)), graded=False)
+    condition = told(anchors.condition, anchors.sigma)
     pictures = anchors.x0(anchors.velocity)
 
     @torch.no_grad()

@@ -69,13 +69,13 @@ def test_what_a_run_leaves(logging, tmp_path: Path) -> None:
         "checkpoint-00000004",
         "checkpoint-00000005",
         "log.jsonl",
-        "preview-00000004.png",
+        *(f"preview-{steps}-00000004.png" for steps in (1, 2, 4, 8)),
         "tensorboard",
     ]
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines == seen
     assert [line["update"] for line in lines] == [2, 4, 5]
-    keys = {"fake", "ca", "dm", "cdm", "latent_mean", "latent_std", "samples_per_second"}
+    keys = {"fake", "ca", "dm", "cdm", "gap", "latent_mean", "latent_std", "samples_per_second"}
     assert all(keys <= set(line) for line in lines)
 
 
@@ -122,6 +122,8 @@ def test_the_best_by_evaluation_is_kept_beside_the_newest(evaluating, tmp_path: 
     kept = {path.name for path in checkpoint.found(tmp_path)}
     assert kept == {f"checkpoint-{best:08d}", "checkpoint-00000006"}
     assert (tmp_path / "teacher-00000000.png").exists()
+    first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert {"teacher_brightness", "teacher_contrast", "teacher_sample_std"} <= set(first)
 
 
 def test_a_continued_run_knows_the_best_so_far(evaluating, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def make(form: type[Trainer], recipe: Recipe) -> Trainer:
 
 def counted(form: type[Trainer], recipe: Recipe) -> list[float]:
     trainer = make(form, recipe)
-    units = Units([trainer.student, trainer.fake, trainer.adapter.transformer])
+    units = Units([trainer.student, trainer.fake.transformer, trainer.adapter.transformer])
     totals = [0]
     for _ in range(UPDATES):
         trainer.update()
@@ -78,12 +78,12 @@ def test_both_forms_take_the_same_step(recipe: Recipe) -> None:
         a, b = ours.update(), released.update()
         assert a.keys() == b.keys()
         for name, value in a.items():
-            assert b[name].item() == pytest.approx(value.item(), rel=2e-4), name
+            assert b[name].item() == pytest.approx(value.item(), rel=1e-3), name
     start = torch.cat([p.flatten() for p in ours.adapter.transformer.parameters()])
-    for part in ("student", "fake"):
+    pairs = [(t.student, t.fake.transformer) for t in (ours, released)]
+    for networks in zip(*pairs, strict=True):
         one, other = (
-            torch.cat([p.detach().flatten() for p in getattr(trainer, part).parameters()])
-            for trainer in (ours, released)
+            torch.cat([p.detach().flatten() for p in network.parameters()]) for network in networks
         )
         assert (one - other).norm() < 0.01 * (one - start).norm() > 0
 
