@@ -1,7 +1,5 @@
 """Line charts over a few named places on the x axis."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``cdm-bench``: measure an image server, an engine, a distillation, a GPU."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import math
@@ -72,7 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     peers.add_argument("--rounds", type=_count, default=5)
     peers.add_argument("--seconds", type=_number, default=8.0, help="of each load (%(default)s)")
     peers.add_argument("--quick", action="store_true", help="two rounds of a second, no sweep")
-    peers.add_argument("--python", type=Path, help="of an environment that has the peers")
+    peers.add_argument(
+        "--python",
+        type=Path,
+        default=Path("runs/peers/bin/python"),
+        help="of the peers' environment (%(default)s)",
+    )
 
     overhead = command("overhead", "serving.overhead", "bench", "the server against its engine")
     overhead.add_argument("--rounds", type=_count, default=5)

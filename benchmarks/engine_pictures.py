@@ -1,7 +1,5 @@
 """Pictures of an exported model by the serving engine's own runtime, without a server."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

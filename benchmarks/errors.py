@@ -1,7 +1,5 @@
 """The one exception a user of the benchmarks is meant to read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 

@@ -1,7 +1,5 @@
 """What many values amount to."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import median
 

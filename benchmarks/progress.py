@@ -1,7 +1,5 @@
 """The bar of a command that takes minutes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial

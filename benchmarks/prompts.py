@@ -1,7 +1,5 @@
 """Requests by number: each has a prompt and a seed of its own, the same in every run."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 

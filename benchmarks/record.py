@@ -1,7 +1,5 @@
 """A result and what it was measured on, in one JSON file that appears whole or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform
@@ -39,28 +37,6 @@ class Environment:
     commit: str | None
     dirty: bool | None
 
-    @staticmethod
-    def here(packages: Sequence[str] = (), gpu: str | None = None) -> Environment:
-        """Of this process; ``packages`` are named beside the usual ones, and left out if absent."""
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        pairs = (line.partition(":") for line in lines)
-        fields = {name.strip(): value.strip() for name, _, value in pairs}
-        installed = {each.name: each.version for each in metadata.distributions()}
-        names = (*_PACKAGES, *packages)
-        changes = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
-        return Environment(
-            machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
-            processor=fields.get("model name", platform.machine()),
-            cores=len(os.sched_getaffinity(0)),
-            cpu_flags=tuple(flag for flag in _FLAGS if flag in fields.get("flags", "").split()),
-            gpu=gpu,
-            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            python=platform.python_version(),
-            packages={name: installed[name] for name in names if name in installed},
-            commit=_git("rev-parse", "HEAD"),
-            dirty=None if changes is None else bool(changes),
-        )
-
     @property
     def kind(self) -> str:
         """The kind of machine, for a file's name: ``2-cores-amx``, or the name of the GPU."""
@@ -68,6 +44,28 @@ class Environment:
             return "-".join(self.gpu.lower().split())
         best = self.cpu_flags[0] if self.cpu_flags else platform.machine()
         return f"{self.cores}-cores-{best.partition('_')[0].removesuffix('f')}"
+
+
+def environment(packages: Sequence[str] = (), gpu: str | None = None) -> Environment:
+    """Of this process; ``packages`` are named beside the usual ones, and left out if absent."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition(":") for line in lines)
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    installed = {each.name: each.version for each in metadata.distributions()}
+    names = (*_PACKAGES, *packages)
+    changes = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+    return Environment(
+        machine=f"{platform.machine()}, {platform.system()} {platform.release()}",
+        processor=fields.get("model name", platform.machine()),
+        cores=len(os.sched_getaffinity(0)),
+        cpu_flags=tuple(flag for flag in _FLAGS if flag in fields.get("flags", "").split()),
+        gpu=gpu,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        python=platform.python_version(),
+        packages={name: installed[name] for name in names if name in installed},
+        commit=_git("rev-parse", "HEAD"),
+        dirty=None if changes is None else bool(changes),
+    )
 
 
 class Record:
@@ -82,7 +80,7 @@ class Record:
             BenchError: the folder cannot be made; or it is this source's own ``results``, and the
                 source differs from its commit.
         """
-        self.environment = Environment.here(packages, gpu)
+        self.environment = environment(packages, gpu)
         self.path = folder / f"{command}-{self.environment.kind}.json"
         if folder.resolve() == RESULTS and self.environment.dirty:
             raise BenchError(

@@ -5,15 +5,13 @@ result is written anew after every part, so that a run that is cut short keeps w
 that could not run says why.
 """
 
-from __future__ import annotations
-
 import argparse
 import gc
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,58 +48,26 @@ PACKAGES = ("onnxruntime-gpu", "cupy-cuda13x", "tensorrt")
 Result = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is measured.
-
-    Args:
-        folder: of the student, as diffusers has it.
-        sizes: ``WIDTHxHEIGHT``.
-        batches: pictures at once.
-        device: torch's name.
-        seconds: of each measurement.
-        recipe: of the update; its batch is what one process has at once.
-        update_batch: samples of one process.
-    """
-
-    folder: Path
-    sizes: tuple[str, ...]
-    batches: tuple[int, ...]
-    device: str
-    seconds: float
-    recipe: Path | None
-    update_batch: int
-
-
 def gpu(arguments: argparse.Namespace, console: Console) -> int:
     """Run the parts."""
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise BenchError("torch sees no GPU here; --device cpu goes the same way without one")
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else None
     record = Record(arguments.out, "gpu", PACKAGES, gpu=name)
-    shape = SHAPES.get(arguments.student, {})
-    recipe = arguments.recipe or (Path(shape["recipe"]) if shape else None)
+    shape = SHAPES.get(arguments.student)
     with ExitStack() as stack:
         folder = Path(arguments.student)
         if shape:
+            arguments.sizes = arguments.sizes or shape["sizes"]
+            arguments.recipe = arguments.recipe or Path(shape["recipe"])
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "student"
             with console.status("writing random weights"), torch.device(arguments.device):
                 write_pipeline(arguments.student, folder, adapter_class(arguments.student).half)
         elif not folder.is_dir():
             raise BenchError(f"{folder} is no folder, and no name: {', '.join(SHAPES)}")
-        sizes = tuple(arguments.sizes or shape.get("sizes", ()))
-        if not sizes:
+        if not arguments.sizes:
             raise BenchError("--sizes: which pictures? WIDTHxHEIGHT")
-        plan = Plan(
-            folder,
-            sizes,
-            tuple(arguments.batches),
-            arguments.device,
-            arguments.seconds,
-            recipe,
-            arguments.update_batch,
-        )
-        bench = Bench(plan)
+        bench = Bench(folder, arguments)
         result: Result = {"student": arguments.student, "random": bool(shape), "parts": {}}
         for part in picked("--only", arguments.only, bench.parts):
             begin = time.perf_counter()
@@ -117,11 +83,11 @@ def gpu(arguments: argparse.Namespace, console: Console) -> int:
 
 
 class Bench:
-    """The parts."""
+    """The parts; ``plan`` has the command's options, ``folder`` is the student's."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.half: torch.dtype = adapter_class(model_index(str(plan.folder))["_class_name"]).half
+    def __init__(self, folder: Path, plan: argparse.Namespace) -> None:
+        self.folder, self.plan = folder, plan
+        self.half: torch.dtype = adapter_class(model_index(str(folder))["_class_name"]).half
         self.parts: dict[str, Callable[[], Result]] = {
             "limits": self.limits,
             "eager": self.stages,
@@ -185,7 +151,7 @@ class Bench:
         opened = OURS[runtime]()  # what is missing is known at once
         with tempfile.TemporaryDirectory() as folder:
             request = Request(
-                student=self.plan.folder,
+                student=self.folder,
                 repository=Path(folder),
                 sizes=tuple(Size(*map(int, size.split("x"))) for size in self.plan.sizes),
                 precision="fp16" if self.plan.device == "cuda" else None,
@@ -218,7 +184,7 @@ class Bench:
         if self.plan.recipe is None:
             raise BenchError("an update needs a --recipe")
         width, height = self.plan.sizes[0].split("x")
-        keys = {"teacher": self.plan.folder, "batch": self.plan.update_batch}
+        keys = {"teacher": self.folder, "batch": self.plan.update_batch}
         keys |= {"height": height, "width": width, "runtime.device": self.plan.device}
         recipe = read_recipe(self.plan.recipe, [f"{key}={value}" for key, value in keys.items()])
         parts, attempts = 1, []
@@ -281,6 +247,6 @@ class Bench:
         return torch.cuda.max_memory_allocated() if self.plan.device == "cuda" else None
 
     def _torch(self, *, compiled: bool) -> TorchStages:
-        adapter: Adapter = load_adapter(str(self.plan.folder), self.half)
+        adapter: Adapter = load_adapter(str(self.folder), self.half)
         adapter.pipeline.to(self.plan.device)
         return TorchStages(adapter, STEPS, self.plan.device, compiled=compiled)

@@ -1,7 +1,5 @@
 """Pipelines of real shapes with random weights, from ``shapes.toml``."""
 
-from __future__ import annotations
-
 import tomllib
 from importlib import import_module
 from pathlib import Path

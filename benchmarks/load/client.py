@@ -3,8 +3,6 @@
 It takes some 0.2 ms of a core for a request.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json

@@ -1,7 +1,5 @@
 """What a cdm-serve did between two looks at its ``/metrics``."""
 
-from __future__ import annotations
-
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.errors import BenchError

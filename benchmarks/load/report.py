@@ -1,7 +1,5 @@
 """What ``cdm-bench load`` prints, draws and keeps."""
 
-from __future__ import annotations
-
 import argparse
 
 from rich.console import Console

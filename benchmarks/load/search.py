@@ -1,7 +1,5 @@
 """``cdm-bench load``: latency against load, every picture compared with the same one made alone."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace

@@ -1,7 +1,5 @@
 """What came back of a load, and what it amounts to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

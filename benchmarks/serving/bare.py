@@ -1,7 +1,5 @@
 """The engine without any server, in a process of its own: the measure of what a server costs."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 import time

@@ -3,8 +3,6 @@
 The runtimes take turns, point by point, in rounds.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """An exported model opened as Triton's process opens it, without Triton."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

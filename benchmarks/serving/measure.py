@@ -1,7 +1,5 @@
 """One load on one server: what it made and what that cost."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ The contenders take turns in rounds, and every ratio is taken within its round, 
 machine does besides meets all of them alike.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """Servers in processes of their own, measured from outside."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess
@@ -16,7 +14,6 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.environments import last_line
 from benchmarks.errors import BenchError
 from benchmarks.load.client import Load, run_load
 from benchmarks.serving.exported import Exported
@@ -145,6 +142,13 @@ def served(exported: Exported, *arguments: str, name: str = "cdm-serve") -> Iter
         where = ("--model-repository", folder, *arguments)
         with started(name, lambda port: ["cdm_serve", "--port", str(port), *where]) as server:
             yield server
+
+
+def last_line(text: str) -> str:
+    """Return the last line that names an error, or else the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or ["nothing"])[-1][:300]
 
 
 def _free_port() -> int:

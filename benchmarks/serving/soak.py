@@ -3,8 +3,6 @@
 Each part starts a server of its own, and every picture is compared with the same one made alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import random

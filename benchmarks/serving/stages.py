@@ -1,7 +1,5 @@
 """The stages of a picture in one runtime."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

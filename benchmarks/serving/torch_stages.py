@@ -1,7 +1,5 @@
 """The stages of a student by torch, as diffusers runs them; see ``stages``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -14,11 +12,6 @@ from torch import Tensor
 from benchmarks.prompts import prompt
 from distill.adapters import Adapter
 from export.student import load_student
-
-
-def student_stages(folder: Path, steps: int, low: bool) -> TorchStages:
-    """A student in float32 on the CPU; ``low`` computes in bfloat16 by autocast."""
-    return TorchStages(load_student(folder).adapter, steps, "cpu", autocast=low)
 
 
 class TorchStages:
@@ -108,3 +101,8 @@ class TorchStages:
         images = self.adapter.decode(latents).float()
         pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def student_stages(folder: Path, steps: int, low: bool) -> TorchStages:
+    """A student in float32 on the CPU; ``low`` computes in bfloat16 by autocast."""
+    return TorchStages(load_student(folder).adapter, steps, "cpu", autocast=low)

@@ -1,7 +1,5 @@
 """A process of our own that answers orders: what runs there shares no threads with us."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool

@@ -5,8 +5,6 @@ held-out captions from the same seeds at each number of steps. What is finished 
 done again.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import time
@@ -14,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -30,9 +28,6 @@ from distill.demo.emoji.verdict import held_out, score_pictures
 from distill.distillation import distil
 from distill.recipe import Recipe, read_recipe
 from distill.trainer import Trainer
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusion3Pipeline
 
 STEPS = (1, 2, 3, 4, 8)
 TEACHER, UNTRAINED = "teacher", "untrained"
@@ -88,7 +83,7 @@ def run_ablation(
     judge, compositions = load_judge(ablation.judge), held_out(ablation.pictures, ablation.subjects)
     _claim(folder, ablation)
 
-    def scores(pipeline: StableDiffusion3Pipeline, steps: int, guidance: float = 1.0) -> Any:
+    def scores(pipeline: Any, steps: int, guidance: float = 1.0) -> Any:
         return _scores(pipeline, judge, compositions, steps, guidance)
 
     def teacher() -> dict[str, Any]:
@@ -171,7 +166,7 @@ def _once(path: Path, make: Callable[[], dict[str, Any] | None]) -> dict[str, An
 
 
 def _scores(
-    pipeline: StableDiffusion3Pipeline,
+    pipeline: Any,
     judge: JudgeNetwork,
     compositions: Sequence[Composition],
     steps: int,
@@ -182,7 +177,7 @@ def _scores(
     return {**scores, "brightness": round(float(pictures.mean()), 4)}
 
 
-def _load(path_or_name: str) -> StableDiffusion3Pipeline:
-    pipeline: StableDiffusion3Pipeline = load_adapter(path_or_name, max_sequence_length=0).pipeline
+def _load(path_or_name: str) -> Any:
+    pipeline = load_adapter(path_or_name, max_sequence_length=0).pipeline
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

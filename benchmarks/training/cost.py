@@ -8,8 +8,6 @@ pass counts like any other forward, and the rest of a backward pass counts as tw
 thus costs three units, or four where activations are recomputed.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable

@@ -6,8 +6,6 @@ each take a forward of the student of their own; the teacher is asked with and w
 two calls, and each network is called once for each loss.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

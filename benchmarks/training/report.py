@@ -1,7 +1,5 @@
 """What ``cdm-bench distill`` prints and keeps: the cost of an update, or the ablation."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -11,7 +9,6 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.chart import Chart, save_charts
 from benchmarks.errors import picked
 from benchmarks.progress import progress
 from benchmarks.record import Record
@@ -59,7 +56,6 @@ def _ablation(arguments: argparse.Namespace, console: Console) -> int:
         return 130
     console.print(_ablation_table(results))
     record.write(results)
-    save_charts(_charts(results), record.chart)
     console.print(f"kept in {record.path}")
     return 0
 
@@ -104,23 +100,3 @@ def _ablation_table(results: dict[str, Any]) -> Table:
 
 def _cell(scores: dict[str, Any]) -> str:
     return f"{accuracy(scores):.1%} {scores['frechet']:.1f}"
-
-
-def _charts(results: dict[str, Any]) -> list[Chart]:
-    """Accuracy and distance; the worst tenth of the distances is cut off."""
-    by_name = {name: r["steps"] for name, r in results["results"].items() if name != TEACHER}
-    ((_, teacher),) = results["results"][TEACHER]["steps"].items()
-    places = [str(steps) for steps in STEPS]
-    distances = {n: [by[s]["frechet"] for s in places] for n, by in by_name.items()}
-    teachers = {"teacher, guided": [accuracy(teacher)] * len(places)}
-    accuracies = {n: [accuracy(by[s]) for s in places] for n, by in by_name.items()}
-    high = sorted(value for line in distances.values() for value in line)
-    return [
-        Chart("accuracy by steps", places, accuracies | teachers, 1.0),
-        Chart(
-            "Fréchet distance by steps",
-            places,
-            distances | {"teacher, guided": [teacher["frechet"]] * len(places)},
-            1.1 * high[int(0.9 * (len(high) - 1))],
-        ),
-    ]

@@ -3,8 +3,6 @@
 What is an override can be trained by hand: ``cdm-distill RECIPE.toml --set loss.cdm=0``.
 """
 
-from __future__ import annotations
-
 from distill.flow import Anchors, Point, noised
 from distill.rng import Level
 from distill.trainer import Trainer

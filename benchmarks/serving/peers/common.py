@@ -1,7 +1,5 @@
 """What the peers have in common; they run in an environment of their own (``PACKAGES``)."""
 
-from __future__ import annotations
-
 import argparse
 import base64
 import io

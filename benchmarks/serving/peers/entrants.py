@@ -1,20 +1,16 @@
 """Who takes part in ``cdm-bench peers``, and how each may be set up."""
 
-from __future__ import annotations
-
+import os
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.environments import last_line
 from benchmarks.errors import BenchError
 from benchmarks.serving.exported import Exported
-from benchmarks.serving.servers import Server, served, started
+from benchmarks.serving.servers import Server, last_line, served, started
 
-# torchvision comes with optimum-intel, in a build that may not be torch's, and nothing uses it.
-WITHOUT = ("torchvision",)
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 OURS = "cdm-serve"
 
@@ -90,13 +86,14 @@ class Entrant:
     """A server that can be started in some settings; ours has but one."""
 
     name: str
+    title: str
     settings: tuple[Setting, ...]
     start: Callable[[Setting], AbstractContextManager[Server]]
 
 
 def ours(name: str, exported: Exported) -> Entrant:
     """Return cdm-serve as ``make serve`` starts it."""
-    return Entrant(name, (Setting(),), lambda _: served(exported, name=name))
+    return Entrant(name, name, (Setting(),), lambda _: served(exported, name=name))
 
 
 def peer(name: str, python: Path, student: Path, openvino: Path) -> Entrant:
@@ -111,15 +108,21 @@ def peer(name: str, python: Path, student: Path, openvino: Path) -> Entrant:
 
         return started(f"{about.title} ({setting})", command, python)
 
-    return Entrant(about.title, about.settings, start)
+    return Entrant(name, about.title, about.settings, start)
 
 
 def export_models(python: Path, student: Path, folder: Path) -> None:
     """Write the student's OpenVINO models to ``folder``, as optimum-intel exports them.
 
     Raises:
-        BenchError: it cannot.
+        BenchError: it cannot, or there is no such Python.
     """
+    if not python.is_file():
+        raise BenchError(
+            f"--python: {python} is not there; the peers need an environment of their own: python "
+            f"-m venv {python.parents[1]} && {python} -m pip install -r "
+            f"{os.path.relpath(REQUIREMENTS)} && {python} -m pip uninstall -y torchvision"
+        )
     module = "benchmarks.serving.peers.export_peer"
     command = [str(python), "-m", module, str(student.resolve()), str(folder)]
     done = subprocess.run(

@@ -3,8 +3,6 @@
 With the tokenizers that OpenVINO GenAI wants beside them.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

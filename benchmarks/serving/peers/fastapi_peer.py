@@ -5,8 +5,6 @@ its own tokenizers, as in diffusers' "Create a server"; without that, requests a
 spoil each other's pictures or fail ("Already borrowed"). With ``--lock`` they take turns instead.
 """
 
-from __future__ import annotations
-
 import copy
 import threading
 from contextlib import nullcontext

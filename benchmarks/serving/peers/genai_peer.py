@@ -5,8 +5,6 @@ sigmas, and its own grid of N + 1 steps has those of the student's N and one clo
 so each picture costs it one step more.
 """
 
-from __future__ import annotations
-
 from queue import Queue
 from typing import Any
 

@@ -1,7 +1,5 @@
 """diffusers under Ray Serve, with ``@serve.batch``."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import Any

@@ -1,12 +1,10 @@
 """What ``cdm-bench peers`` prints, draws and keeps."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chart import Chart, save_charts
-from benchmarks.environments import environment
 from benchmarks.errors import BenchError, picked
 from benchmarks.figures import spread
 from benchmarks.record import Record
@@ -23,7 +20,6 @@ from benchmarks.serving.peers.entrants import (
     OURS,
     PEERS,
     REQUIREMENTS,
-    WITHOUT,
     Entrant,
     export_models,
     ours,
@@ -37,7 +33,6 @@ from benchmarks.serving.peers.rounds import (
     ONE,
     SHARES,
     SHORT,
-    Best,
     best,
     capacity,
     ratios,
@@ -58,12 +53,11 @@ def peers(arguments: argparse.Namespace, console: Console) -> int:
         own.append(ours(f"{OURS}, {exported.folder.name}", exported))
     # Whatever ends us ends the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    python = arguments.python or environment("peers", REQUIREMENTS, console.print, WITHOUT)
     with tempfile.TemporaryDirectory(prefix="cdm-bench-") as folder:
         models = Path(folder) / "openvino"
         with console.status("optimum-intel exports the student"):
-            export_models(python, arguments.student, models)
-        others = [peer(name, python, arguments.student, models) for name in names]
+            export_models(arguments.python, arguments.student, models)
+        others = [peer(name, arguments.python, arguments.student, models) for name in names]
         _measure(arguments, console, record, own, others)
     return 0
 
@@ -77,7 +71,7 @@ def _measure(
 ) -> None:
     count, seconds = (2, 1.0) if arguments.quick else (arguments.rounds, arguments.seconds)
     if arguments.quick:
-        others = [Entrant(each.name, each.settings[:1], each.start) for each in others]
+        others = [replace(each, settings=each.settings[:1]) for each in others]
     tried, results = [], []
     with console.status("") as status:
         for each in sweep(others, seconds, status.update):
@@ -102,10 +96,18 @@ def _measure(
             kept |= {"ratios": ratios(results, names), "rounds": results}
             record.write(kept)
     save_charts(_charts(results), record.chart)
-    console.print(_servers(results, settings))
+    console.print(_servers(results))
+    console.print(_arrivals(results))
+    for other in others:
+        of = settings[other.name]
+        alone = "" if of.quick == of.busy else f"; for one client {of.quick}"
+        console.print(f"{other.name}: {other.title}, {of.busy}{alone}", highlight=False)
     for name, figures in kept["ratios"].items():
         console.print(_ratios(name, figures))
     console.print(f"kept in {record.path}")
+
+
+_PERCENTILES = ("p50", "p95", "p99")
 
 
 def _median(results: list[Any], server: str, load: str, *keys: str) -> str:
@@ -119,30 +121,30 @@ def _median(results: list[Any], server: str, load: str, *keys: str) -> str:
     return f"{spread(values)['median']:.1f}" if values else "-"
 
 
-def _servers(results: list[Any], settings: dict[str, Best]) -> Table:
+def _servers(results: list[Any]) -> Table:
     table = Table(title=f"Medians of {len(results)} rounds; milliseconds but for images/s")
-    table.add_column("")
-    for name in ("images/s, 16", "p50, 1", "p50, 4", "p50, 16", *SHARES, "2 steps", "CPU"):
-        table.add_column(name, justify="right")
+    for name in ("", "images/s, 16", "p50, 1", "p50, 4", "p50, 16", "2 steps of 8", "CPU"):
+        table.add_column(name, justify="right" if name else "left")
     for name in results[0]:
         table.add_row(
             name,
             _median(results, name, MANY, "images_per_second"),
             *(_median(results, name, load, "milliseconds", "p50") for load in (ONE, FOUR, MANY)),
-            *(
-                " / ".join(_median(results, name, load, "milliseconds", p) for p in _PARTS)
-                for load in SHARES
-            ),
             _median(results, name, MIXED, "by_steps", str(SHORT), "p50"),
             _median(results, name, MANY, "server_cpu_ms"),
         )
-    lines = [f"Under Poisson load {' / '.join(_PARTS)}. CPU: of the server, a picture."]
-    lines += [f"{name}: {of.busy}; for 1 client {of.quick}" for name, of in settings.items() if of]
-    table.caption = "\n".join(lines)
     return table
 
 
-_PARTS = ("p50", "p95", "p99")
+def _arrivals(results: list[Any]) -> Table:
+    table = Table("", title="Poisson arrivals, at shares of what the best peer can do, in ms")
+    for share in SHARES:
+        for name in _PERCENTILES:
+            table.add_column(f"{share.removesuffix(' load')}: {name}", justify="right")
+    for name in results[0]:
+        cells = (_median(results, name, s, "milliseconds", p) for s in SHARES for p in _PERCENTILES)
+        table.add_row(name, *cells)
+    return table
 
 
 def _ratios(name: str, figures: dict[str, Any]) -> Table:

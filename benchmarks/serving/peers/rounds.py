@@ -5,8 +5,6 @@ seconds. So what the machine does otherwise meets all of them alike, and a speed
 keeps for as long as it lives, and the next one has not, is part of the spread.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass

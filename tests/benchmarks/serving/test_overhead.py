@@ -73,11 +73,10 @@ def test_finds_a_model_and_how_it_is_served(repository: Path) -> None:
 
 def test_the_engine_is_asked_by_closed_loops_for_steps_in_turn(pipeline: Pipeline) -> None:
     scheduler = Scheduler(pipeline, COSTS, 2**20)
-    run = closed_loop(scheduler, "64x64", clients=3, steps=(1, 2), seconds=0.5)
+    run = closed_loop(scheduler, "64x64", clients=4, steps=(1, 8), seconds=1.0)
     scheduler.close()
-    assert run["requests"] > 6
-    assert set(run["by_steps"]) == {"1", "2"}
-    assert run["by_steps"]["1"]["p50"] < run["by_steps"]["2"]["p50"]
+    assert run["requests"] >= 4
+    assert run["by_steps"]["1"]["p50"] < run["by_steps"]["8"]["p50"]
 
 
 def test_the_graphs_make_whole_batches(pipeline: Pipeline) -> None:

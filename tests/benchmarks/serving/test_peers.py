@@ -13,6 +13,7 @@ from benchmarks.serving.peers.rounds import BEST, MANY, MIXED, ONE, Best, Tried,
 from benchmarks.serving.servers import started
 
 AT_80 = "80 % load"
+PYTHON = Path("runs/peers/bin/python")
 
 
 def tried(name: str, setting: Setting, p50: float, throughput: float) -> Tried:
@@ -73,6 +74,7 @@ def test_a_server_that_ends_at_once_is_one_line() -> None:
         (["--student", "tests"], "tests is no diffusers folder"),
         (["--also", "nowhere"], "nowhere holds no exported model"),
         (["--only", "triton"], f"'triton' is unknown; known: {', '.join(PEERS)}"),
+        (["--python", "nowhere/bin/python"], "python -m venv nowhere && nowhere/bin/python -m pip"),
     ],
 )
 def test_says_what_is_not_there(
@@ -83,7 +85,8 @@ def test_says_what_is_not_there(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.slow  # installs two gigabytes the first time
+@pytest.mark.slow
+@pytest.mark.skipif(not PYTHON.is_file(), reason="needs the peers' environment: docs/benchmarks.md")
 def test_servers_take_turns_and_draw_the_same(
     student: Path, repository: Path, tmp_path: Path, capsys
 ) -> None:
@@ -91,7 +94,7 @@ def test_servers_take_turns_and_draw_the_same(
     assert main(["peers", "--quick", *where]) == 0
     (path,) = tmp_path.glob("peers-*.json")
     result = json.loads(path.read_text())
-    names = {OURS, *(peer.title for peer in PEERS.values())}
+    names = {OURS, *PEERS}
     assert [set(each) for each in result["rounds"]] == [names] * 2
     for each in result["rounds"]:
         for of in each.values():

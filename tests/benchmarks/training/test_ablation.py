@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from pipelines import PROMPTS, tiny_sd3
 
 from benchmarks.cli import main
@@ -60,8 +59,6 @@ def test_one_command_trains_judges_and_draws_and_goes_on_where_it_was(
     assert student["updates"] == 2
     assert (student["recipe"]["loss"]["ca"], student["recipe"]["loss"]["dm"]) == (1.0, 0.0)
     assert not list(folder.glob("*/checkpoint-*"))
-    with Image.open(path.with_suffix(".png")) as picture:
-        assert picture.width > 2 * picture.height
     assert "CA only" in capsys.readouterr().out
 
     # What is finished stays as it is; one variant more is trained.
