@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from cdm_serve.api.keys import Keys, read_keys
-from cdm_serve.api.tracing import exporting
+from cdm_serve.api.auth import Keys, read_keys
 from cdm_serve.configuration import load_settings
 from cdm_serve.errors import StartError
 from cdm_serve.log import configure_logging
 from cdm_serve.repository import check_repository
 from cdm_serve.server import serve
 from cdm_serve.settings import Settings
+from cdm_serve.tracing import exporting
 from cdm_serve.triton.wheel import TritonWheel, find_wheel
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 import cdm_serve
 from cdm_serve.api.app import create_app
-from cdm_serve.api.keys import Keys
+from cdm_serve.api.auth import Keys
 from cdm_serve.settings import Settings
 from cdm_serve.triton.supervisor import Supervisor
 from cdm_serve.triton.wheel import TritonWheel

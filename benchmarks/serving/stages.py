@@ -13,7 +13,8 @@ from benchmarks.load.client import cpu_seconds
 from benchmarks.prompts import prompt
 from benchmarks.serving.exported import find_export
 from benchmarks.serving.worker import Answerer, Order
-from cdm_serve.api.encode import OutputFormat, encode_image
+from cdm_serve.api.encode import encode_image
+from cdm_serve.api.schema import OutputFormat
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from cdm_serve.engine.runtimes.openvino import OpenVino

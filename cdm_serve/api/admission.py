@@ -6,25 +6,68 @@ requests, and what is said about waiting holds.
 """
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
-from cdm_serve.api.errors import ApiError
-from cdm_serve.api.limits import too_much
-from cdm_serve.api.pace import CROWD, Pace
-from cdm_serve.api.plan import Plan
-from cdm_serve.engine.card import ModelCard
+from cdm_serve.api.errors import ApiError, too_many
 
-
-def picture_work(model: ModelCard, size: str, steps: int, partials: int) -> float:
-    """Seconds of the engine that one picture takes among others, in full batches."""
-    text, step, decode = _costs(model, size)
-    return text + steps * _best(step) + (1 + partials) * _best(decode)
+# About so many of the latest pictures tell how fast the engine is.
+MEMORY = 100
+# The engine's own measurement counts like one second of evidence.
+PRIOR = 1.0
+# With fewer in line the engine waits for work, and not the work for the engine.
+CROWD = 8
 
 
-def picture_alone(model: ModelCard, size: str, steps: int, partials: int) -> float:
-    """Seconds from request to picture on an idle engine."""
-    text, step, decode = _costs(model, size)
-    return text + steps * step[1] + (1 + partials) * decode[1]
+@dataclass(frozen=True)
+class PictureCost:
+    """Seconds of the engine for one picture: among others, in full batches; and by itself."""
+
+    shared: float
+    alone: float
+
+    @classmethod
+    def of(cls, costs: dict[str, Any], size: str, steps: int, partials: int) -> "PictureCost":
+        """``costs`` are those of a model's card."""
+        text, step, decode = costs["text"], costs[size]["step"], costs[size]["decode"]
+        decodings = 1 + partials
+        return cls(
+            shared=text + steps * _best(step) + decodings * _best(decode),
+            alone=text + steps * step["1"] + decodings * decode["1"],
+        )
+
+
+def _best(seconds: dict[str, float]) -> float:
+    """Of one sample in the batch that makes most."""
+    return min(spent / int(batch) for batch, spent in seconds.items())
+
+
+class Pace:
+    """Wall seconds per second of work; above 1 when other programs use the machine too."""
+
+    def __init__(self) -> None:
+        self._seconds = PRIOR
+        self._work = PRIOR
+        self._last: float | None = None
+
+    @property
+    def seconds_per_work(self) -> float:
+        """1.0 until there is evidence."""
+        return self._seconds / self._work
+
+    def finished(self, work: float) -> None:
+        """A picture was finished."""
+        now = time.monotonic()
+        if self._last is not None:
+            keep = 1.0 - 1.0 / MEMORY
+            self._seconds = keep * self._seconds + (now - self._last)
+            self._work = keep * self._work + work
+        self._last = now
+
+    def interrupted(self) -> None:
+        """The time until the next picture says nothing: there was no crowd, or no engine."""
+        self._last = None
 
 
 class Ticket:
@@ -49,7 +92,7 @@ class Ticket:
 
     def interrupted(self) -> None:
         """The engine was lost, and with it the time."""
-        self._admission.interrupted()
+        self._admission.pace.interrupted()
 
     def __enter__(self) -> "Ticket":
         return self
@@ -75,36 +118,34 @@ class Admission:
         self.queue_seconds = queue_seconds
         self.pictures = 0
         self.ended = 0
+        self.pace = Pace()
         self._work = 0.0
         self._promised = 0.0
-        self._pace = Pace()
 
     @property
     def wait(self) -> float:
         """Seconds until all that was taken in is made."""
-        return self._work * self._pace.seconds_per_work
+        return self._work * self.pace.seconds_per_work
 
-    def admit(self, plan: Plan, allowed: float | None) -> Ticket:
+    def admit(self, cost: PictureCost, pictures: int, allowed: float | None) -> Ticket:
         """A place in the line; ``allowed`` is how many seconds the client waits, if it says so.
 
         Raises:
             ApiError: the line is full, or the pictures would come too late.
         """
-        facts = (plan.model, plan.size, plan.steps, plan.partials)
-        work, alone = picture_work(*facts), picture_alone(*facts)
-        count = len(plan.seeds)
-        pace = self._pace.seconds_per_work
+        pace = self.pace.seconds_per_work
+        work = pictures * cost.shared
         # One request is always taken in when nobody else is there, however large it is.
-        room = self.queue_seconds if self._work else max(self.queue_seconds, count * work * pace)
-        over = self.wait + count * work * pace - room
+        room = self.queue_seconds if self._work else max(self.queue_seconds, work * pace)
+        over = self.wait + work * pace - room
         if over > 0:
-            seconds = self._promise(over, count * work * pace)
-            raise too_much(
+            seconds = self._promise(over, work * pace)
+            raise too_many(
                 f"the line is full: {self.wait:.1f} s of work wait; try again in {seconds:.1f} s",
                 seconds,
                 "queue_full",
             )
-        needed = max(alone, count * work) * max(1.0, pace)
+        needed = max(cost.alone, work) * max(1.0, pace)
         if allowed is not None and needed > allowed:
             raise ApiError(
                 f"this takes {needed:.2f} s even without waiting, and the request allows "
@@ -113,12 +154,12 @@ class Admission:
             )
         late = 0.0 if allowed is None else self.wait + needed - allowed
         if late > 0:
-            raise too_much(
+            raise too_many(
                 f"with {self.wait:.1f} s of work before it, this would come {late:.1f} s too late",
                 late,
                 "deadline_cannot_be_met",
             )
-        return Ticket(self, count, work)
+        return Ticket(self, pictures, cost.shared)
 
     def _promise(self, over: float, cost: float) -> float:
         """Seconds after which to come back: behind those who were told so before.
@@ -138,27 +179,9 @@ class Admission:
         # Sums of fractions do not return to zero by themselves.
         self._work = max(0.0, self._work + work) if self.pictures else 0.0
         if self.pictures < CROWD:
-            self._pace.interrupted()
+            self.pace.interrupted()
 
     def finish(self, work: float) -> None:
         """Count one picture out that was made, and learn from when it was."""
-        self._pace.finished(work)
+        self.pace.finished(work)
         self.add(-1, -work)
-
-    def interrupted(self) -> None:
-        """The engine was lost for a while."""
-        self._pace.interrupted()
-
-
-def _costs(model: ModelCard, size: str) -> tuple[float, dict[int, float], dict[int, float]]:
-    """Seconds of a prompt; of a step and of a decoding by batch size."""
-    costs = model.costs
-    return costs["text"], *(
-        {int(batch): seconds for batch, seconds in costs[size][stage].items()}
-        for stage in ("step", "decode")
-    )
-
-
-def _best(seconds: dict[int, float]) -> float:
-    """Of one sample in the batch that makes most."""
-    return min(spent / batch for batch, spent in seconds.items())

@@ -1,87 +1,25 @@
-"""What a client gets: OpenAI's keys, and beside them how each picture was made."""
+"""What a client gets: JSON, server-sent events, or the picture itself."""
 
 import base64
+import json
+import logging
 import time
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
 
-from pydantic import BaseModel, Field
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from cdm_serve.api.encode import OutputFormat
-from cdm_serve.api.plan import Plan
+from cdm_serve.api.errors import api_error
+from cdm_serve.api.plan import Event, Made, Plan, Preview, Waiting
 
+logger = logging.getLogger(__name__)
 
-class Receipt(BaseModel):
-    """How a picture was made; the same seed, steps, size and fingerprint make it again."""
-
-    seed: int
-    steps: int
-    size: str
-    model: str
-    fingerprint: str = Field(description="of the exported model, a SHA-256")
-    batches: list[int] = Field(description="how many pictures shared each step")
-    milliseconds: dict[str, float] = Field(description="by stage; text, steps, decode and others")
-    spans: list[tuple[str, float, float]] = Field(
-        description="stage, milliseconds after arrival, milliseconds; stages overlap"
-    )
-
-
-class ImageItem(BaseModel):
-    """One picture: its file in base64, or its address."""
-
-    b64_json: str | None = None
-    url: str | None = None
-    seed: int
-    receipt: Receipt
-
-
-class TokenDetails(BaseModel):
-    """Of what the input was."""
-
-    text_tokens: int
-    image_tokens: int
-
-
-class Usage(BaseModel):
-    """Tokens read by the text encoder; latent positions written by the transformer."""
-
-    input_tokens: int
-    input_tokens_details: TokenDetails
-    output_tokens: int
-    total_tokens: int
-
-
-class ImageAnswer(BaseModel):
-    """The answer to ``POST /v1/images/generations``."""
-
-    created: int
-    data: list[ImageItem]
-    background: Literal["opaque"]
-    output_format: OutputFormat
-    quality: Literal["low", "medium", "high", "xhigh", "max", "auto"]
-    size: str
-    usage: Usage
-
-
-@dataclass(frozen=True)
-class PartialMade:
-    """What picture ``number`` of the request will look like, foreseen after ``step`` steps."""
-
-    file: bytes
-    number: int
-    seed: int
-    index: int
-    step: int
-
-
-@dataclass(frozen=True)
-class Made:
-    """Picture ``number`` of the request: its file, receipt and how many tokens its prompt had."""
-
-    file: bytes
-    number: int
-    receipt: dict[str, Any]
-    tokens: int
+EVENT_HEADERS = {
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would hold the events back
+}
 
 
 def image_answer(plan: Plan, pictures: list[Made], urls: list[str]) -> dict[str, Any]:
@@ -96,12 +34,85 @@ def image_answer(plan: Plan, pictures: list[Made], urls: list[str]) -> dict[str,
             {**place, "seed": made.receipt["seed"], "receipt": made.receipt}
             for place, made in zip(places, pictures, strict=True)
         ],
-        **picture_facts(plan),
-        "usage": usage(plan, [made.tokens for made in pictures]),
+        **_facts(plan),
+        "usage": _usage(plan, pictures),
     }
 
 
-def picture_facts(plan: Plan) -> dict[str, str]:
+def raw_answer(plan: Plan, made: Made) -> Response:
+    """The file, and its receipt in the headers."""
+    headers = {f"x-{name}": str(made.receipt[name]) for name in ("seed", "steps")}
+    headers["x-receipt"] = json.dumps(made.receipt)
+    return Response(made.file, media_type=f"image/{plan.output_format}", headers=headers)
+
+
+class EventStream(StreamingResponse):
+    """``first`` is the event that was waited for; the rest comes while it is sent.
+
+    FastAPI's own event stream sends its status before there is anything to say.
+    """
+
+    def __init__(self, plan: Plan, first: Event, rest: AsyncGenerator[Event, None]) -> None:
+        lines = _lines(plan, first, rest)
+        super().__init__(lines, media_type="text/event-stream", headers=EVENT_HEADERS)
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send; whoever leaves stops the rest."""
+        async with aclosing(self._rest):
+            await super().__call__(scope, receive, send)
+
+
+async def _lines(plan: Plan, first: Event, rest: AsyncIterator[Event]) -> AsyncIterator[str]:
+    yield _block(plan, first)
+    try:
+        async for event in rest:
+            yield _block(plan, event)
+    except Exception as error:
+        # The status has been sent: all that is left is to say it in the stream.
+        told = api_error(error)
+        if told.code is None:
+            logger.exception("a stream failed")
+        yield _line({"type": "error", **told.body})
+
+
+def _block(plan: Plan, event: Event) -> str:
+    """An event; or a comment, which clients pass over, while there is none."""
+    if isinstance(event, Waiting):
+        return f": {event.ahead} pictures before\n\n"
+    return _line(_event(plan, event))
+
+
+def _line(body: dict[str, Any]) -> str:
+    return f"event: {body['type']}\ndata: {json.dumps(body)}\n\n"
+
+
+def _event(plan: Plan, event: Preview | Made) -> dict[str, Any]:
+    """The ``data`` of one event; the client goes by its ``type``."""
+    shared = {
+        "b64_json": base64.b64encode(event.file).decode(),
+        "created_at": int(time.time()),
+        **_facts(plan),
+        "image_index": event.number,
+    }
+    if isinstance(event, Preview):
+        return {
+            "type": "image_generation.partial_image",
+            "partial_image_index": event.index,
+            **shared,
+            "seed": event.seed,
+            "step": event.step,
+        }
+    return {
+        "type": "image_generation.completed",
+        **shared,
+        "usage": _usage(plan, [event]),
+        "seed": event.receipt["seed"],
+        "receipt": event.receipt,
+    }
+
+
+def _facts(plan: Plan) -> dict[str, str]:
     """What answers and events alike say of their pictures."""
     return {
         "background": "opaque",
@@ -111,13 +122,13 @@ def picture_facts(plan: Plan) -> dict[str, str]:
     }
 
 
-def usage(plan: Plan, tokens: list[int]) -> dict[str, Any]:
-    """A ``Usage`` of pictures whose prompts had so many tokens."""
-    positions = (plan.width // plan.model.downscale) * (plan.height // plan.model.downscale)
-    output_tokens = positions * len(tokens)
+def _usage(plan: Plan, pictures: list[Made]) -> dict[str, Any]:
+    """A ``Usage``."""
+    tokens = sum(made.tokens for made in pictures)
+    positions = plan.positions * len(pictures)
     return {
-        "input_tokens": sum(tokens),
-        "input_tokens_details": {"text_tokens": sum(tokens), "image_tokens": 0},
-        "output_tokens": output_tokens,
-        "total_tokens": sum(tokens) + output_tokens,
+        "input_tokens": tokens,
+        "input_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
+        "output_tokens": positions,
+        "total_tokens": tokens + positions,
     }

@@ -1,4 +1,4 @@
-"""The application: routes, error handling, edge."""
+"""The application: routes, error handling, middleware."""
 
 import time
 from concurrent.futures import Executor
@@ -9,18 +9,16 @@ from starlette.types import ASGIApp
 
 import cdm_serve
 from cdm_serve.api.admission import Admission
-from cdm_serve.api.edge import Edge
+from cdm_serve.api.auth import Keys, RateLimits
 from cdm_serve.api.errors import install_handlers
 from cdm_serve.api.files import FileStore, files_router
-from cdm_serve.api.health import health_router
+from cdm_serve.api.generation import ImageGenerator
 from cdm_serve.api.images import Images
-from cdm_serve.api.keys import Keys
-from cdm_serve.api.limits import Limits
-from cdm_serve.api.metrics import State, metrics_router
+from cdm_serve.api.metrics import Metrics
+from cdm_serve.api.middleware import RequestMiddleware
 from cdm_serve.api.models import models_router
+from cdm_serve.api.operations import State, operations_router
 from cdm_serve.api.playground import playground_router
-from cdm_serve.api.studio import Studio
-from cdm_serve.api.watch import Watch
 from cdm_serve.backend import Backend
 from cdm_serve.settings import Settings
 
@@ -30,26 +28,25 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
     # FastAPI's own documentation pages load scripts from elsewhere; the schema is served.
     app = FastAPI(title="cdm-serve", version=cdm_serve.__version__, docs_url=None, redoc_url=None)
     install_handlers(app)
-    watch = Watch()
+    metrics = Metrics()
     admission = Admission(settings.queue_seconds)
     store = FileStore(settings.url_bytes, settings.url_seconds)
     images = Images(
-        settings,
-        backend,
-        Limits(settings.requests_per_minute, settings.images_per_minute),
-        admission,
-        Studio(backend, executor, watch, settings.retry_seconds),
-        store,
-        watch,
+        settings=settings,
+        backend=backend,
+        limits=RateLimits(settings.requests_per_minute, settings.images_per_minute),
+        admission=admission,
+        generator=ImageGenerator(backend, executor, metrics, settings.retry_seconds),
+        store=store,
+        metrics=metrics,
     )
     app.include_router(images.router())
     app.include_router(files_router(store))
     app.include_router(models_router(backend, created=int(time.time())))
-    app.include_router(health_router(backend))
-    app.include_router(metrics_router(watch, backend, State(backend, admission, store)))
+    app.include_router(operations_router(backend, metrics, State(backend, admission, store)))
     app.include_router(playground_router())
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
-    return Edge(app, keys, watch, settings.body_limit)
+    return RequestMiddleware(app, keys, metrics, settings.body_limit)
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

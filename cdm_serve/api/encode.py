@@ -3,14 +3,13 @@
 import io
 import json
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-OutputFormat = Literal["png", "jpeg", "webp"]
+from cdm_serve.api.schema import OutputFormat
 
 # Milliseconds and kilobytes of one picture on one core (AMD EPYC), by Pillow's settings:
 #

@@ -1,5 +1,6 @@
 """Every failure in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}``."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +12,13 @@ from starlette.exceptions import HTTPException
 
 from cdm_serve.backend import BackendError, BackendLost
 
+TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "request_timeout",
     413: "request_too_large",
 }
-
-TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 MEANINGS = {
     400: "a field, or the body, is not what it must be; the error names it",
     401: "the key is missing or wrong",
@@ -53,7 +53,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 class ApiError(Exception):
-    """A refusal; ``param`` names the field at fault."""
+    """A refusal or a failure as the client is told; ``param`` names the field at fault."""
 
     def __init__(
         self,
@@ -67,118 +67,102 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.param = param
-        self.code = code
+        self.code = code or CODES.get(status)
         self.headers = headers
 
+    @property
+    def body(self) -> dict[str, Any]:
+        """An ``ErrorAnswer``."""
+        server = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = TYPES.get(self.status, server)
+        fields = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": fields}
 
-def error_response(
-    message: str,
-    *,
-    status: int,
-    param: str | None = None,
-    code: str | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    """The answer that OpenAI's clients turn into their own exceptions."""
-    body = error_body(message, status=status, param=param, code=code)
-    return JSONResponse(body, status_code=status, headers=headers)
+    def response(self) -> JSONResponse:
+        """The answer that OpenAI's clients turn into their own exceptions."""
+        return JSONResponse(self.body, status_code=self.status, headers=self.headers)
 
 
-def error_body(
-    message: str, *, status: int, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    """An ``ErrorAnswer``."""
-    kind = "server_error" if status >= 500 else TYPES.get(status, "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def too_many(message: str, seconds: float, code: str) -> ApiError:
+    """A 429 that says when to come back, as OpenAI's clients read it."""
+    milliseconds = max(1, math.ceil(1e3 * seconds))
+    headers = {
+        "retry-after": str(math.ceil(milliseconds / 1e3)),
+        "retry-after-ms": str(milliseconds),
+    }
+    return ApiError(message, status=429, code=code, headers=headers)
+
+
+def not_ready(message: str) -> ApiError:
+    """A 503 with the hint that waiting helps."""
+    return ApiError(message, status=503, code="not_ready", headers={"retry-after": "1"})
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Answer every exception a route or the router can raise."""
+    """Answer every exception that a route or the router can raise."""
 
-    @app.exception_handler(ApiError)
-    async def refused(request: Request, error: ApiError) -> JSONResponse:
-        return error_response(
-            str(error),
-            status=error.status,
-            param=error.param,
-            code=error.code,
-            headers=error.headers,
-        )
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException):
+            return _of_router(error, request).response()
+        if isinstance(error, RequestValidationError):
+            return _of_body(error.errors()[0], request).response()
+        return api_error(error).response()
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _invalid(request, error.errors()[0])
-
-    @app.exception_handler(HTTPException)
-    async def from_router(request: Request, error: HTTPException) -> JSONResponse:
-        message = error.detail
-        if error.status_code == 400:  # only raised for a body that is no text or nested too deep
-            message = "the body is not valid JSON"
-        elif error.status_code == 404:
-            message = f"there is no {request.url.path} here; the API is POST /v1/images/generations"
-        elif error.status_code == 405:
-            message = f"{request.method} is not possible on {request.url.path}"
-        return error_response(
-            message,
-            status=error.status_code,
-            code=CODES.get(error.status_code),
-            headers=error.headers,
-        )
-
-    @app.exception_handler(BackendLost)
-    @app.exception_handler(BackendError)
-    async def failed(request: Request, error: BackendError | BackendLost) -> JSONResponse:
-        return await refused(request, as_api_error(error))
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        return error_response("internal error; the server's log has the details", status=500)
+    for kind in (ApiError, HTTPException, RequestValidationError, BackendError, BackendLost):
+        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(Exception, answer)
 
 
-def as_api_error(error: BackendError | BackendLost) -> ApiError:
-    """What a client is told of it."""
+def api_error(error: Exception) -> ApiError:
+    """What the client is told of an exception."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, BackendLost):
-        message = f"the model is not available right now ({error}); try again in a moment"
-        return ApiError(message, status=503, code="not_ready", headers={"retry-after": "1"})
+        return not_ready(f"the model is not available right now ({error}); try again in a moment")
+    if not isinstance(error, BackendError):
+        return ApiError("internal error; the server's log has the details", status=500)
     if error.kind == "invalid":
         return ApiError(str(error), code="invalid_value")
-    if error.kind == "expired":
-        # Who allowed too little time would only fail again.
-        headers = {"x-should-retry": "false"}
-        message = "the time that the request allowed has passed"
-        return ApiError(message, status=504, code="deadline_exceeded", headers=headers)
     if error.kind == "full":
-        return ApiError(str(error), status=429, code="queue_full", headers={"retry-after": "1"})
+        return too_many(str(error), 1.0, "queue_full")
+    if error.kind == "expired":
+        return ApiError(
+            "the time that the request allowed has passed",
+            status=504,
+            code="deadline_exceeded",
+            # Who allowed too little time would only fail again.
+            headers={"x-should-retry": "false"},
+        )
     return ApiError(str(error), status=500, code="model_error")
 
 
-def not_ready(message: str) -> JSONResponse:
-    """503 with the hint that waiting helps."""
-    return error_response(message, status=503, code="not_ready", headers={"retry-after": "1"})
+def _of_router(error: HTTPException, request: Request) -> ApiError:
+    message = error.detail
+    if error.status_code == 400:  # only raised for a body that is no text or nested too deep
+        message = "the body is not valid JSON"
+    elif error.status_code == 404:
+        message = f"there is no {request.url.path} here; the API is POST /v1/images/generations"
+    elif error.status_code == 405:
+        message = f"{request.method} is not possible on {request.url.path}"
+    return ApiError(message, status=error.status_code, headers=error.headers)
 
 
-def _invalid(request: Request, error: dict[str, Any]) -> JSONResponse:
+def _of_body(error: dict[str, Any], request: Request) -> ApiError:
     """The first of pydantic's complaints, in a sentence that names the field."""
     _, *path = error["loc"]
-    param = str(path[0]) if path else None
-    kind, message = error["type"], error["msg"]
-    if kind == "json_invalid":
+    if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "")
-        return error_response(f"the body is not valid JSON: {reason}", status=400)
+        return ApiError(f"the body is not valid JSON: {reason}")
     content_type = request.headers.get("content-type", "")
-    if param is None and "json" not in content_type:
-        return error_response(
-            f"content-type is {content_type or 'missing'}: send application/json", status=400
-        )
-    if param is None:
-        return error_response("the body must be a JSON object", status=400)
-    if kind == "extra_forbidden":
-        return error_response(
-            f"{param}: unknown parameter", status=400, param=param, code="unknown_parameter"
-        )
-    if kind == "missing":
-        return error_response(
-            f"{param} is required", status=400, param=param, code="missing_required_parameter"
-        )
-    message = message.removeprefix("Value error, ").removeprefix("Input ")
-    return error_response(f"{param}: {message}", status=400, param=param, code="invalid_value")
+    if not path and "json" not in content_type:
+        return ApiError(f"content-type is {content_type or 'missing'}: send application/json")
+    if not path:
+        return ApiError("the body must be a JSON object")
+    param = str(path[0])
+    message, code = error["msg"].removeprefix("Value error, ").removeprefix("Input "), None
+    if error["type"] == "extra_forbidden":
+        return ApiError(f"{param}: unknown parameter", param=param, code="unknown_parameter")
+    if error["type"] == "missing":
+        code = "missing_required_parameter"
+        return ApiError(f"{param} is required", param=param, code=code)
+    return ApiError(f"{param}: {message}", param=param, code="invalid_value")

@@ -1,24 +1,24 @@
 """``POST /v1/images/generations``."""
 
-import json
+import asyncio
+from collections.abc import Awaitable
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from cdm_serve.api.admission import Admission, Ticket
-from cdm_serve.api.answer import ImageAnswer, Made, image_answer
-from cdm_serve.api.deadline import seconds_allowed
+from cdm_serve.api.admission import Admission, PictureCost, Ticket
+from cdm_serve.api.answer import EventStream, image_answer, raw_answer
+from cdm_serve.api.auth import RateLimits
 from cdm_serve.api.errors import documented
 from cdm_serve.api.files import FileStore, file_url
-from cdm_serve.api.leaving import ClientLeft, unless_client_leaves
-from cdm_serve.api.limits import Limits
-from cdm_serve.api.plan import Plan, make_plan
-from cdm_serve.api.schema import ImageRequest
-from cdm_serve.api.stream import EventStream
-from cdm_serve.api.studio import Studio
-from cdm_serve.api.watch import Watch
+from cdm_serve.api.generation import ImageGenerator
+from cdm_serve.api.metrics import Metrics
+from cdm_serve.api.plan import Made, Plan
+from cdm_serve.api.resolve import make_plan, seconds_allowed
+from cdm_serve.api.schema import ImageAnswer, ImageRequest
 from cdm_serve.backend import Backend, BackendLost
 from cdm_serve.settings import Settings
 
@@ -39,27 +39,20 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
     **documented(400, 401, 404, 408, 413, 429, 500, 503, 504),
 }
 
+T = TypeVar("T")
 
+
+@dataclass(frozen=True)
 class Images:
     """What the route needs, and what it does with it."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        backend: Backend,
-        limits: Limits,
-        admission: Admission,
-        studio: Studio,
-        store: FileStore,
-        watch: Watch,
-    ) -> None:
-        self._settings = settings
-        self._backend = backend
-        self._limits = limits
-        self._admission = admission
-        self._studio = studio
-        self._store = store
-        self._watch = watch
+    settings: Settings
+    backend: Backend
+    limits: RateLimits
+    admission: Admission
+    generator: ImageGenerator
+    store: FileStore
+    metrics: Metrics
 
     def router(self) -> APIRouter:
         """The route."""
@@ -68,14 +61,14 @@ class Images:
         @router.post(ROUTE, responses=ANSWERS, response_class=JSONResponse)
         async def generate(body: ImageRequest, request: Request) -> Response:
             """Make pictures of a prompt; OpenAI's request and answer, or the picture itself."""
-            if not self._backend.ready:
+            if not self.backend.ready:
                 raise BackendLost("the model is being loaded")
             plan, ticket = self._admit(body, request)
             try:
-                return await self._generate(plan, ticket, request)
+                return await self._answer(plan, ticket, request)
             except ClientLeft:
                 ticket.close()
-                self._watch.left.inc()
+                self.metrics.clients_left.inc()
                 return Response(status_code=499)  # only the log reads it
             except BaseException:
                 ticket.close()
@@ -83,40 +76,65 @@ class Images:
 
         return router
 
-    async def _generate(self, plan: Plan, ticket: Ticket, request: Request) -> Response:
-        if plan.stream:
-            events = self._studio.make(plan, ticket)
-            # Waited for, so that what fails before there is anything to show has its own status.
-            first = await unless_client_leaves(request, anext(events))
-            return EventStream(plan, first, events)
-        pictures = await unless_client_leaves(request, self._collect(plan, ticket))
-        if plan.raw:
-            (made,) = pictures
-            headers = {"x-receipt": json.dumps(made.receipt)}
-            headers |= {f"x-{name}": str(made.receipt[name]) for name in ("seed", "steps")}
-            return Response(made.file, media_type=f"image/{plan.output_format}", headers=headers)
-        names = [self._store.put(made.file, plan.output_format) for made in pictures if plan.link]
-        urls = [file_url(request, self._settings.public_url, name) for name in names]
-        return JSONResponse(image_answer(plan, pictures, urls))
-
     def _admit(self, body: ImageRequest, request: Request) -> tuple[Plan, Ticket]:
         allowed = seconds_allowed(request.headers, stream=bool(body.stream))
         accept = request.headers.get("accept", "*/*")
-        models, prompt_limit = self._backend.models, self._settings.prompt_limit
-        plan = make_plan(body, accept, models, prompt_limit, allowed)
-        with self._watch.shed():
-            ticket = self._admission.admit(plan, allowed)
+        plan = make_plan(body, accept, self.backend.models, self.settings.prompt_limit, allowed)
+        cost = PictureCost.of(plan.model.costs, plan.size, plan.steps, plan.partials)
+        with self.metrics.counting_shed():
+            ticket = self.admission.admit(cost, len(plan.seeds), allowed)
             try:
-                self._limits.spend(request.state.owner, len(plan.seeds))
+                self.limits.spend(request.state.owner, len(plan.seeds))
             except BaseException:
                 ticket.close()
                 raise
         return plan, ticket
 
-    async def _collect(self, plan: Plan, ticket: Ticket) -> list[Made]:
-        made: list[Made] = []
-        async with aclosing(self._studio.make(plan, ticket)) as events:
-            async for event in events:
-                if isinstance(event, Made):
-                    made.append(event)
-        return sorted(made, key=lambda picture: picture.number)
+    async def _answer(self, plan: Plan, ticket: Ticket, request: Request) -> Response:
+        events = self.generator.generate(plan, ticket)
+        if plan.stream:
+            # Waited for, so that what fails before there is anything to show has its own status.
+            first = await unless_client_leaves(request, anext(events))
+            return EventStream(plan, first, events)
+
+        async def collect() -> list[Made]:
+            async with aclosing(events):
+                return [event async for event in events if isinstance(event, Made)]
+
+        pictures = await unless_client_leaves(request, collect())
+        pictures.sort(key=lambda made: made.number)
+        if plan.raw:
+            return raw_answer(plan, pictures[0])
+        names = [self.store.put(made.file, plan.output_format) for made in pictures if plan.link]
+        urls = [file_url(request, self.settings.public_url, name) for name in names]
+        return JSONResponse(image_answer(plan, pictures, urls))
+
+
+class ClientLeft(Exception):
+    """Nobody is there to be answered."""
+
+
+async def unless_client_leaves(request: Request, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the client closes its connection.
+
+    Call it when the body has been read: from then on there is nothing to receive but the end.
+
+    Raises:
+        ClientLeft: the client was faster.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeft
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,21 +1,22 @@
 """``GET /v1/models``: what can be asked for."""
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from cdm_serve.api.errors import documented
-from cdm_serve.api.plan import find_model
-from cdm_serve.backend import Backend
+from cdm_serve.api.errors import ApiError, documented
+from cdm_serve.backend import Backend, BackendLost
 from cdm_serve.engine.card import ModelCard
 
 
 class ModelEntry(BaseModel):
-    """OpenAI's model object, and what this server knows of it."""
+    """OpenAI's model object, and what the card says beside it."""
 
     id: str
-    object: str
+    object: str = "model"
     created: int
-    owned_by: str
+    owned_by: str = "cdm-serve"
     architecture: str
     fingerprint: str
     sizes: list[str]
@@ -27,8 +28,29 @@ class ModelEntry(BaseModel):
 class ModelList(BaseModel):
     """All served models; the first is the default."""
 
-    object: str
+    object: str = "list"
     data: list[ModelEntry]
+
+
+def find_model(name: str | None, models: dict[str, ModelCard]) -> ModelCard:
+    """The named model, or the first.
+
+    Raises:
+        ApiError: no such model.
+        BackendLost: nothing is loaded yet.
+    """
+    if not models:
+        raise BackendLost("the model is being loaded")
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise ApiError(
+            f"model: {name!r} is not served here, only {', '.join(models)}",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
+    return models[name]
 
 
 def models_router(backend: Backend, created: int) -> APIRouter:
@@ -36,24 +58,12 @@ def models_router(backend: Backend, created: int) -> APIRouter:
     router = APIRouter()
 
     def entry(card: ModelCard) -> ModelEntry:
-        return ModelEntry(
-            id=card.id,
-            object="model",
-            created=created,
-            owned_by="cdm-serve",
-            architecture=card.architecture,
-            fingerprint=card.fingerprint,
-            sizes=list(card.sizes),
-            default_size=card.default_size,
-            default_steps=card.default_steps,
-            max_steps=card.max_steps,
-        )
+        return ModelEntry(created=created, **asdict(card))
 
     @router.get("/v1/models", responses=documented(401))
     async def models() -> ModelList:
         """All served models; the first is the default."""
-        entries = [entry(card) for card in backend.models.values()]
-        return ModelList(object="list", data=entries)
+        return ModelList(data=[entry(card) for card in backend.models.values()])
 
     @router.get("/v1/models/{model}", responses=documented(401, 404, 503))
     async def model(model: str) -> ModelEntry:

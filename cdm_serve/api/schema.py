@@ -1,11 +1,21 @@
-"""The body of ``POST /v1/images/generations``: each field is honoured or refused by name."""
+"""The request and the answer of ``POST /v1/images/generations``, as OpenAI has them.
+
+Each field of a request is honoured or refused by name.
+"""
 
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
-from cdm_serve.api.encode import OutputFormat
+OutputFormat = Literal["png", "jpeg", "webp"]
 
 # The largest integer that every JSON reader keeps exactly.
 MAX_SEED = 2**53 - 1
@@ -17,6 +27,17 @@ QUALITY_STEPS = {
     "hd": 4,
     "xhigh": 8,
     "max": 16,
+}
+# Fields of which only these values are possible, and what others are told.
+FIXED: dict[str, tuple[list[Any], str]] = {
+    "background": (
+        ["auto", "opaque"],
+        "only auto or opaque: pictures have no transparency",
+    ),
+    "moderation": (["auto"], "only auto: this server has no moderation to adjust"),
+    "style": ([], "is not supported: say the style in the prompt"),
+    "negative_prompt": ([""], "is not supported: a distilled model runs without guidance"),
+    "guidance_scale": ([1.0], "only 1.0: guidance is distilled into the model"),
 }
 
 
@@ -33,6 +54,10 @@ def _prompt(prompt: str) -> str:
 def _documented(**schema: Any) -> Any:
     """For the OpenAPI document alone: the refusal has a better sentence than pydantic's."""
     return Field(json_schema_extra=schema)
+
+
+def _fixed(name: str) -> Any:
+    return _documented(enum=[*FIXED[name][0], None])
 
 
 class ImageRequest(BaseModel):
@@ -54,49 +79,70 @@ class ImageRequest(BaseModel):
     num_inference_steps: Annotated[int, Field(ge=1, le=16)] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
-    background: Annotated[str | None, _documented(enum=["auto", "opaque", None])] = None
-    moderation: Annotated[str | None, _documented(enum=["auto", None])] = None
-    style: Annotated[str | None, _documented(enum=[None])] = None
-    negative_prompt: Annotated[str | None, _documented(enum=["", None])] = None
-    guidance_scale: Annotated[float | None, _documented(enum=[1.0, None])] = None
+    background: Annotated[str | None, _fixed("background")] = None
+    moderation: Annotated[str | None, _fixed("moderation")] = None
+    style: Annotated[str | None, _fixed("style")] = None
+    negative_prompt: Annotated[str | None, _fixed("negative_prompt")] = None
+    guidance_scale: Annotated[float | None, _fixed("guidance_scale")] = None
     user: str | None = None
     safety_identifier: str | None = None
 
-    @field_validator("background")
+    @field_validator(*FIXED)
     @classmethod
-    def _opaque(cls, value: str | None) -> str | None:
-        if value == "opaque":
-            return value
-        return _only(value, "auto", "pictures have no transparency")
-
-    @field_validator("moderation")
-    @classmethod
-    def _no_moderation(cls, value: str | None) -> str | None:
-        return _only(value, "auto", "this server has no moderation to adjust")
-
-    @field_validator("style")
-    @classmethod
-    def _no_style(cls, value: str | None) -> str | None:
-        if value is not None:
-            raise ValueError("is not supported: say the style in the prompt")
-        return value
-
-    @field_validator("negative_prompt")
-    @classmethod
-    def _no_negative_prompt(cls, value: str | None) -> str | None:
-        if value:
-            raise ValueError("is not supported: a distilled model runs without guidance")
-        return value
-
-    @field_validator("guidance_scale")
-    @classmethod
-    def _no_guidance(cls, value: float | None) -> float | None:
-        if value not in (None, 1.0):
-            raise ValueError("only 1.0 is possible: guidance is distilled into the model")
+    def _is_possible(cls, value: Any, info: ValidationInfo) -> Any:
+        possible, why = FIXED[info.field_name or ""]
+        if value is not None and value not in possible:
+            raise ValueError(why)
         return value
 
 
-def _only(value: str | None, allowed: str, why: str) -> str | None:
-    if value not in (None, allowed):
-        raise ValueError(f"only {allowed} is possible: {why}")
-    return value
+class Receipt(BaseModel):
+    """How a picture was made; the same seed, steps, size and fingerprint make it again."""
+
+    seed: int
+    steps: int
+    size: str
+    model: str
+    fingerprint: str = Field(description="of the exported model, a SHA-256")
+    batches: list[int] = Field(description="how many pictures shared each step")
+    milliseconds: dict[str, float] = Field(description="by stage; text, steps, decode and others")
+    spans: list[tuple[str, float, float]] = Field(
+        description="stage, milliseconds after arrival, milliseconds; stages overlap"
+    )
+
+
+class ImageItem(BaseModel):
+    """One picture: its file in base64, or its address."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    seed: int
+    receipt: Receipt
+
+
+class TokenDetails(BaseModel):
+    """Of what the input was."""
+
+    text_tokens: int
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens read by the text encoder; latent positions written by the transformer."""
+
+    input_tokens: int
+    input_tokens_details: TokenDetails
+    output_tokens: int
+    total_tokens: int
+
+
+class ImageAnswer(BaseModel):
+    """Pictures as JSON."""
+
+    created: int
+    data: list[ImageItem]
+    background: Literal["opaque"]
+    output_format: OutputFormat
+    quality: Literal["low", "medium", "high", "xhigh", "max", "auto"]
+    size: str
+    usage: Usage

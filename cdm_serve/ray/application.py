@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from cdm_serve.api.app import create_app
-from cdm_serve.api.keys import Keys, read_keys
+from cdm_serve.api.auth import Keys, read_keys
 from cdm_serve.configuration import load_settings
 from cdm_serve.log import configure_logging
 from cdm_serve.ray.backend import RayBackend

@@ -12,7 +12,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from rich.console import Console
 
 import cdm_serve
-from cdm_serve.api.keys import Keys
+from cdm_serve.api.auth import Keys
 from cdm_serve.errors import StartError
 from cdm_serve.ray.application import build
 from cdm_serve.settings import Settings

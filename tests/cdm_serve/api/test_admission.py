@@ -4,16 +4,12 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import openai
 import pytest
 
-from cdm_serve.api.admission import Admission, picture_alone, picture_work
+from cdm_serve.api.admission import CROWD, Admission, Pace, PictureCost
 from cdm_serve.api.errors import ApiError
-from cdm_serve.api.pace import CROWD, Pace
-from cdm_serve.api.plan import Plan
-from cdm_serve.engine.card import ModelCard
 
 # In full batches a step costs 0.1 and a decoding 0.2; alone they cost 0.4 and 0.25.
 COSTS = {
@@ -24,57 +20,38 @@ COSTS = {
         "batch": 4,
     },
 }
-MODEL = ModelCard(
-    id="m",
-    architecture="sd3",
-    fingerprint="f",
-    sizes=("64x64",),
-    default_size="64x64",
-    default_steps=4,
-    max_steps=8,
-    downscale=4,
-    pid=1,
-    costs=COSTS,
-)
-PLAN = Plan(
-    model=MODEL,
-    prompt="x",
-    seeds=(0,),
-    steps=3,
-    size="64x64",
-    output_format="png",
-    compression=100,
-    raw=False,
-    link=False,
-    stream=False,
-    partials=0,
-    deadline=None,
-)
 
 
-def refusal(admission, plan, allowed=None):
+def cost(steps=3, partials=0):
+    return PictureCost.of(COSTS, "64x64", steps, partials)
+
+
+COST = cost()  # 1 s among others
+
+
+def refusal(admission, cost=COST, pictures=1, allowed=None):
     with pytest.raises(ApiError) as caught:
-        admission.admit(plan, allowed)
+        admission.admit(cost, pictures, allowed)
     return caught.value
 
 
 def test_the_cost_of_a_picture():
-    assert picture_work(MODEL, "64x64", 3, 0) == pytest.approx(0.5 + 3 * 0.1 + 0.2)
-    assert picture_work(MODEL, "64x64", 8, 2) == pytest.approx(0.5 + 8 * 0.1 + 3 * 0.2)
-    assert picture_alone(MODEL, "64x64", 3, 1) == pytest.approx(0.5 + 3 * 0.4 + 2 * 0.25)
+    assert cost(3).shared == pytest.approx(0.5 + 3 * 0.1 + 0.2)
+    assert cost(8, 2).shared == pytest.approx(0.5 + 8 * 0.1 + 3 * 0.2)
+    assert cost(3, 1).alone == pytest.approx(0.5 + 3 * 0.4 + 2 * 0.25)
 
 
 def test_work_is_bounded_and_not_requests():
-    for plan, seconds, count in [
-        (PLAN, 1.0, 10),
-        (replace(PLAN, steps=8, partials=2), 1.9, 5),
-        (replace(PLAN, seeds=(1, 2, 3)), 3.0, 3),
+    for each, pictures, seconds, count in [
+        (COST, 1, 1.0, 10),
+        (cost(8, 2), 1, 1.9, 5),
+        (COST, 3, 3.0, 3),
     ]:
         admission = Admission(queue_seconds=10.1)
         for _ in range(count):
-            admission.admit(plan, None)
+            admission.admit(each, pictures, None)
         assert admission.wait == pytest.approx(count * seconds)
-        assert refusal(admission, plan).status == 429
+        assert refusal(admission, each, pictures).status == 429
 
 
 def test_a_ticket_knows_its_place():
@@ -91,33 +68,32 @@ def test_a_ticket_knows_its_place():
 
 def test_the_refusal_says_when_there_is_room():
     admission = Admission(queue_seconds=2.5)
-    tickets = [admission.admit(PLAN, None) for _ in range(2)]
-    error = refusal(admission, PLAN)
+    tickets = [admission.admit(COST, 1, None) for _ in range(2)]
+    error = refusal(admission)
     assert error.headers == {"retry-after-ms": "500", "retry-after": "1"}
     assert error.code == "queue_full"
     tickets[0].picture_done()
-    admission.admit(PLAN, None)
+    admission.admit(COST, 1, None)
 
 
 def test_not_everyone_is_told_to_come_at_once():
     admission = Admission(queue_seconds=2.5)
-    admission.admit(replace(PLAN, seeds=(1, 2)), None)
-    times = [int(refusal(admission, PLAN).headers["retry-after-ms"]) for _ in range(6)]
+    admission.admit(COST, 2, None)
+    times = [int(refusal(admission).headers["retry-after-ms"]) for _ in range(6)]
     # Room for one is there after 0.5 s, and each takes 1 s; no promise is a line longer than that.
     assert times == pytest.approx([500, 1500, 2500, 3000, 3000, 3000], abs=20)
 
 
 def test_a_request_larger_than_the_line_is_taken_when_nobody_waits():
     admission = Admission(queue_seconds=2.5)
-    large = replace(PLAN, seeds=(1, 2, 3, 4))
-    with admission.admit(large, None):
-        assert refusal(admission, PLAN).code == "queue_full"
-    admission.admit(large, None)
+    with admission.admit(COST, 4, None):
+        assert refusal(admission).code == "queue_full"
+    admission.admit(COST, 4, None)
 
 
 def test_leaving_gives_up_what_was_not_made():
     admission = Admission(queue_seconds=10.0)
-    with admission.admit(replace(PLAN, seeds=(1, 2, 3)), None) as ticket:
+    with admission.admit(COST, 3, None) as ticket:
         assert admission.wait == pytest.approx(3.0)
         ticket.picture_done()
         assert admission.wait == pytest.approx(2.0)
@@ -128,13 +104,13 @@ def test_leaving_gives_up_what_was_not_made():
 def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     admission = Admission(queue_seconds=10.0)
     # Alone it takes 0.5 + 3 * 0.4 + 0.25 = 1.95 s.
-    short = refusal(admission, PLAN, allowed=1.9)
+    short = refusal(admission, allowed=1.9)
     assert (short.status, short.code) == (400, "deadline_too_short")
-    admission.admit(PLAN, allowed=2.0)
-    late = refusal(admission, PLAN, allowed=2.0)  # 1 s of work is before it
+    admission.admit(COST, 1, allowed=2.0)
+    late = refusal(admission, allowed=2.0)  # 1 s of work is before it
     assert (late.status, late.code) == (429, "deadline_cannot_be_met")
     assert int(late.headers["retry-after-ms"]) in (950, 951)
-    admission.admit(PLAN, allowed=3.0)
+    admission.admit(COST, 1, allowed=3.0)
 
 
 def test_a_slow_machine_makes_the_wait_longer():
@@ -153,16 +129,16 @@ def test_a_slow_machine_makes_the_wait_longer():
 
 def test_time_without_a_crowd_says_nothing_of_the_pace():
     admission = Admission(queue_seconds=100.0)
-    with admission.admit(replace(PLAN, seeds=tuple(range(CROWD + 2))), None) as ticket:
+    with admission.admit(COST, CROWD + 2, None) as ticket:
         ticket.picture_done()
         time.sleep(0.05)
     # All others were given up: what comes later is measured anew.
-    with admission.admit(replace(PLAN, seeds=(1, 2)), None) as ticket:
+    with admission.admit(COST, 2, None) as ticket:
         time.sleep(0.05)
         ticket.picture_done()
         time.sleep(0.05)
         ticket.picture_done()
-    with admission.admit(PLAN, None):
+    with admission.admit(COST, 1, None):
         assert admission.wait == pytest.approx(1.0)
 
 

@@ -62,19 +62,21 @@ def test_says_why():
     assert "U+0000" in refusal(prompt="\0")[1]
 
 
-def test_takes_what_changes_nothing():
-    ImageRequest.model_validate(
-        {
-            "prompt": "größer\n狐狸 🦊",
-            "n": None,
-            "response_format": "b64_json",
-            "stream": False,
-            "partial_images": 0,
-            "background": "opaque",
-            "moderation": "auto",
-            "negative_prompt": "",
-            "guidance_scale": 1,
-            "user": "u-1",
-            "safety_identifier": "s-1",
-        }
-    )
+NEUTRAL = {
+    "prompt": "größer\n狐狸 🦊",
+    "n": None,
+    "response_format": "b64_json",
+    "stream": False,
+    "partial_images": 0,
+    "background": "opaque",
+    "moderation": "auto",
+    "style": None,
+    "negative_prompt": "",
+    "guidance_scale": 1,
+    "user": "u-1",
+    "safety_identifier": "s-1",
+}
+
+
+def test_what_changes_nothing_is_taken_as_it_is():
+    assert ImageRequest.model_validate(NEUTRAL).model_dump(exclude_unset=True) == NEUTRAL

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("ray", reason="pip install 'cdm-serve[ray]'")
 
 with warnings.catch_warnings(action="ignore"):  # Ray's own, of pydantic
-    from cdm_serve.api.keys import read_keys
+    from cdm_serve.api.auth import read_keys
     from cdm_serve.ray.application import build
     from cdm_serve.settings import Settings
 

@@ -1,9 +1,10 @@
 import time
 
 import pytest
+from starlette.datastructures import Headers
 
 from cdm_serve.api.errors import ApiError
-from cdm_serve.api.plan import make_plan
+from cdm_serve.api.resolve import make_plan, seconds_allowed
 from cdm_serve.api.schema import ImageRequest
 from cdm_serve.backend import BackendLost
 from cdm_serve.engine.card import ModelCard
@@ -39,7 +40,7 @@ def test_defaults_are_the_models():
     assert (made.model.id, made.size, made.steps, made.quality) == ("emoji", "64x64", 4, "high")
     assert (made.output_format, made.compression, made.raw) == ("png", 100, False)
     assert plan(model="other").steps == 2
-    assert (plan(size="96x64").width, plan(size="96x64").height) == (96, 64)
+    assert plan(size="96x64").positions == 24 * 16
 
 
 def test_image_i_of_n_has_the_next_seed():
@@ -131,3 +132,30 @@ def test_the_time_allowed_becomes_a_deadline():
     made = make_plan(ImageRequest(prompt="x"), "", MODELS, prompt_limit=10, allowed=5.0)
     assert before + 5 <= made.deadline <= time.time() + 5
     assert plan().deadline is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "stream", "seconds"),
+    [
+        ({}, False, None),
+        ({"X-Request-Timeout-Ms": "1500"}, False, 1.5),
+        ({"x-request-timeout-ms": "1500"}, True, 1.5),
+        ({"x-envoy-expected-rq-timeout-ms": "15000"}, False, 15.0),
+        ({"x-stainless-read-timeout": "600"}, False, 600.0),
+        ({"x-stainless-read-timeout": "2.5"}, False, 2.5),
+        ({"x-stainless-read-timeout": "2.5"}, True, None),
+        ({"x-stainless-read-timeout": "600", "x-request-timeout-ms": "10"}, False, 0.01),
+        ({"x-stainless-read-timeout": "1", "x-request-timeout-ms": "5000"}, False, 1.0),
+        ({"x-stainless-read-timeout": "NOT_GIVEN"}, False, None),
+        ({"x-envoy-expected-rq-timeout-ms": "0"}, False, None),
+    ],
+)
+def test_the_least_of_what_is_said(headers, stream, seconds):
+    assert seconds_allowed(Headers(headers), stream=stream) == seconds
+
+
+@pytest.mark.parametrize("value", ["", "soon", "0", "-5", "nan", "inf"])
+def test_a_wrong_deadline_is_refused_by_name(value):
+    with pytest.raises(ApiError) as caught:
+        seconds_allowed(Headers({"x-request-timeout-ms": value}), stream=False)
+    assert caught.value.param == "x-request-timeout-ms"

@@ -1,9 +1,14 @@
-"""Who may ask: API keys, compared in constant time and never kept in the clear."""
+"""Who may ask, and how much in a minute.
+
+API keys are compared in constant time and never kept in the clear.
+"""
 
 import hashlib
 import hmac
 import ipaddress
+import time
 
+from cdm_serve.api.errors import ApiError, too_many
 from cdm_serve.errors import StartError
 from cdm_serve.settings import Settings
 
@@ -16,11 +21,6 @@ class Keys:
 
     def __init__(self, keys: list[str]) -> None:
         self._digests = [_digest(key) for key in dict.fromkeys(keys)]
-
-    @property
-    def required(self) -> bool:
-        """Whether a key is asked for."""
-        return bool(self._digests)
 
     def owner(self, authorization: str | None) -> str | None:
         """A name for the bearer of an Authorization header, None for one without a valid key.
@@ -77,3 +77,61 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+class Bucket:
+    """Fills evenly with ``per_minute`` a minute and holds no more than that."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._level = float(per_minute)
+        self._at = time.monotonic()
+
+    def wait(self, amount: int) -> float:
+        """Seconds until ``amount`` is there; 0.0 when it is."""
+        now = time.monotonic()
+        rate = self.per_minute / 60.0
+        self._level = min(self.per_minute, self._level + rate * (now - self._at))
+        self._at = now
+        return max(0.0, (amount - self._level) / rate)
+
+    def take(self, amount: int) -> None:
+        """Take what ``wait`` said is there."""
+        self._level -= amount
+
+
+class RateLimits:
+    """Requests and images a minute, for each key by itself; None is no limit."""
+
+    def __init__(self, requests_per_minute: int | None, images_per_minute: int | None) -> None:
+        self._per_minute = {"requests": requests_per_minute, "images": images_per_minute}
+        self._buckets: dict[tuple[str, str], Bucket] = {}
+
+    def spend(self, owner: str, images: int) -> None:
+        """Take one request with its images; nothing is taken when it is refused.
+
+        Raises:
+            ApiError: too much for this minute, or more images than any minute has.
+        """
+        limit = self._per_minute["images"]
+        if limit is not None and images > limit:
+            raise ApiError(
+                f"n: {images} images are more than this server makes a minute for one key",
+                param="n",
+            )
+        taken: list[tuple[Bucket, int]] = []
+        for what, amount in (("requests", 1), ("images", images)):
+            limit = self._per_minute[what]
+            if limit is None:
+                continue
+            bucket = self._buckets.setdefault((owner, what), Bucket(limit))
+            seconds = bucket.wait(amount)
+            if seconds > 0:
+                raise too_many(
+                    f"more than {limit} {what} a minute: try again in {seconds:.1f} s",
+                    seconds,
+                    "rate_limit_exceeded",
+                )
+            taken.append((bucket, amount))
+        for bucket, amount in taken:
+            bucket.take(amount)

@@ -1,4 +1,4 @@
-"""What holds for every request on every route: an id, a key, a limit on the body, an answer."""
+"""What holds for every request on every route: an id, a key, a limit on the body, a log line."""
 
 import asyncio
 import logging
@@ -8,27 +8,30 @@ import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdm_serve.api.errors import CODES, error_response
+from cdm_serve.api.auth import Keys
+from cdm_serve.api.errors import ApiError
 from cdm_serve.api.files import ROUTE as FILES
-from cdm_serve.api.keys import Keys
-from cdm_serve.api.watch import Watch
+from cdm_serve.api.metrics import Metrics
+from cdm_serve.log import REQUEST_ID
 
 logger = logging.getLogger(__name__)
+access = logging.getLogger("cdm_serve.access")
 
 BODY_SECONDS = 30.0
 GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+ROUTES = ("/v1/images/generations", "/v1/images/files/", "/v1/models")
+CLIENT_LEFT = 499  # nginx's number for a client that did not wait
 
 
-class Edge:
+class RequestMiddleware:
     """Wraps the whole application, its own error handling included."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, watch: Watch, body_limit: int) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, body_limit: int) -> None:
         self._app = app
         self._keys = keys
-        self._watch = watch
+        self._metrics = metrics
         self._body_limit = body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,30 +43,36 @@ class Edge:
         given = headers.get("x-request-id", "")
         request_id = given if GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["owner"] = self._keys.owner(headers.get("authorization"))
-        with self._watch.request(scope, request_id) as seen:
+        status: int | None = None
 
-            async def send_with_id(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    seen.status = message["status"]
-                    MutableHeaders(scope=message)["x-request-id"] = request_id
-                await send(message)
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
 
+        begin = time.perf_counter()
+        token = REQUEST_ID.set(request_id)
+        try:
             refusal = self._refusal(scope, headers)
             if refusal is not None:
-                await refusal(scope, receive, send_with_id)
-                return
-            try:
+                await refusal.response()(scope, receive, send_with_id)
+            else:
                 await self._app(scope, self._limited(receive), send_with_id)
-            except Exception:
-                # Starlette has answered before it raised; only the log still needs to know.
-                logger.exception("%s failed on %s %s", request_id, scope["method"], scope["path"])
-                if seen.status is None:
-                    raise
+        except Exception:
+            # Starlette has answered before it raised; only the log still needs to know.
+            logger.exception("%s failed on %s %s", request_id, scope["method"], scope["path"])
+            if status is None:
+                raise
+        finally:
+            self._observe(scope, status or CLIENT_LEFT, time.perf_counter() - begin)
+            REQUEST_ID.reset(token)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         """What can be answered before the body is read."""
         if scope["state"]["owner"] is None and _needs_key(scope["path"]):
-            return error_response(
+            return ApiError(
                 "the API key is missing or wrong: send Authorization: Bearer KEY",
                 status=401,
                 code="invalid_api_key",
@@ -71,7 +80,7 @@ class Edge:
             )
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._body_limit:
-            return error_response(self._too_large(), status=413, code=CODES[413])
+            return ApiError(self._too_large(), status=413)
         return None
 
     def _limited(self, receive: Receive) -> Receive:
@@ -97,6 +106,23 @@ class Edge:
 
     def _too_large(self) -> str:
         return f"the body is larger than {self._body_limit} bytes"
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count it, and log it."""
+        method, path = scope["method"], scope["path"]
+        # Paths as clients make them up would be labels without end.
+        route = next((known.rstrip("/") for known in ROUTES if path.startswith(known)), "other")
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        facts = {
+            "method": method,
+            "path": path,
+            "status": status,
+            "milliseconds": round(1e3 * seconds, 3),
+            "owner": scope["state"]["owner"],
+            "client": (scope.get("client") or [None])[0],
+        }
+        access.info("%s %s %d", method, path, status, extra=facts)
 
 
 def _needs_key(path: str) -> bool:

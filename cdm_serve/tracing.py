@@ -11,34 +11,27 @@ from typing import Any
 
 from opentelemetry import trace
 
-from cdm_serve.api.plan import Plan
 from cdm_serve.errors import StartError
 from cdm_serve.log import REQUEST_ID
 
 tracer = trace.get_tracer("cdm_serve")
 
 
-def picture_spans(
-    plan: Plan, report: dict[str, Any], encode_begin: float, encode_ms: float
-) -> None:
-    """From the engine's report, after the fact: its clock is this machine's."""
-    arrived = report["arrived"]
+def picture_spans(arrived: float, receipt: dict[str, Any]) -> None:
+    """From the receipt of a picture that arrived then (unix seconds), after the fact."""
     picture = tracer.start_span(
         "picture",
         start_time=_nanoseconds(arrived),
         attributes={
             "request.id": REQUEST_ID.get() or "",
-            "model": plan.model.id,
-            "size": plan.size,
-            "steps": plan.steps,
-            "batches": report["batches"],
+            **{name: receipt[name] for name in ("model", "size", "steps", "batches")},
         },
     )
     if not picture.is_recording():
         return
     context = trace.set_span_in_context(picture)
-    stages = [(stage, arrived + after / 1e3, spent) for stage, after, spent in report["spans"]]
-    for stage, begin, milliseconds in [*stages, ("encode", encode_begin, encode_ms)]:
+    for stage, after, milliseconds in receipt["spans"]:
+        begin = arrived + after / 1e3
         span = tracer.start_span(stage, context=context, start_time=_nanoseconds(begin))
         span.end(_nanoseconds(begin + milliseconds / 1e3))
     picture.end(_nanoseconds(time.time()))

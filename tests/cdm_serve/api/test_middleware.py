@@ -1,4 +1,4 @@
-"""The edge around an application that misbehaves."""
+"""The middleware around an application that misbehaves."""
 
 import asyncio
 
@@ -6,10 +6,10 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from cdm_serve.api.edge import Edge
+from cdm_serve.api.auth import Keys
 from cdm_serve.api.errors import install_handlers
-from cdm_serve.api.keys import Keys
-from cdm_serve.api.watch import Watch
+from cdm_serve.api.metrics import Metrics
+from cdm_serve.api.middleware import RequestMiddleware
 
 app = FastAPI()
 install_handlers(app)
@@ -28,9 +28,9 @@ async def read(request: Request) -> int:
 def send(method, path, **options):
     async def run():
         transport = httpx.ASGITransport(
-            Edge(app, Keys([]), Watch(), body_limit=10), raise_app_exceptions=False
+            RequestMiddleware(app, Keys([]), Metrics(), body_limit=10), raise_app_exceptions=False
         )
-        async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             return await client.request(method, path, **options)
 
     return asyncio.run(run())
