@@ -56,7 +56,7 @@ def test_work_is_bounded_and_not_requests():
 
 def test_a_ticket_knows_its_place():
     admission = Admission(queue_seconds=100.0)
-    first, second, third = (admission.admit(replace(PLAN, seeds=(1, 2)), None) for _ in range(3))
+    first, second, third = (admission.admit(COST, 2, None) for _ in range(3))
     assert [ticket.ahead for ticket in (first, second, third)] == [0, 2, 4]
     first.picture_done()
     assert [ticket.ahead for ticket in (first, second, third)] == [0, 1, 3]
