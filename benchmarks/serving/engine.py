@@ -69,7 +69,6 @@ def engine(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"without {name}: {reason}", soft_wrap=True, highlight=False)
     for size in plan.sizes:
         console.print(_stages_table(size, result["points"]))
-    console.print(_encoding_table(result["encoding"]))
     record.write(result)
     save_charts([_curve(size, result["points"], plan.batches) for size in plan.sizes], record.chart)
     console.print(f"kept in {record.path}")
@@ -94,18 +93,11 @@ def measure_engine(plan: EnginePlan, on_point: Callable[[], None]) -> dict[str, 
                     found = workers[name](order)
                     samples.setdefault((name, (stage, size, batch)), []).append(found)
                 on_point()
-        # The same code whatever made the pixels.
-        first = next(iter(workers.values()))
-        encoding = {
-            size: first({"stage": "encode", "size": size, "seconds": plan.seconds})
-            for size in plan.sizes
-        }
     return {
         "model": plan.exported.folder.name,
         "steps": plan.exported.manifest.default_steps,
         "rounds": plan.rounds,
         "absent": absent,
-        "encoding": encoding,
         "points": [
             {
                 "runtime": name,
@@ -149,17 +141,6 @@ def _stages_table(size: str, points: Points) -> Table:
             cells = (*(f"{ms:.1f}" for ms in spent), f"{rate:.1f}" if stage == "picture" else "")
             table.add_row(stage, runtime, *cells)
         table.add_section()
-    return table
-
-
-def _encoding_table(encoding: dict[str, Any]) -> Table:
-    table = Table(title="pixels to a file")
-    for name in ("size", "format", "ms", "CPU ms", "bytes"):
-        table.add_column(name, justify="right")
-    for size, formats in encoding.items():
-        for name, found in formats.items():
-            spent = (f"{found[key]:.2f}" for key in ("milliseconds", "cpu_milliseconds"))
-            table.add_row(size, name, *spent, str(found["bytes"]))
     return table
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +13,6 @@ from benchmarks.load.client import cpu_seconds
 from benchmarks.prompts import prompt
 from benchmarks.serving.exported import find_export
 from benchmarks.serving.worker import Answerer, Order
-from cdm_serve.api.encode import encode_image
-from cdm_serve.api.schema import OutputFormat
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from cdm_serve.engine.runtimes.openvino import OpenVino
@@ -29,27 +27,10 @@ OURS: dict[str, Callable[[], Runtime]] = {
     "tensorrt": TensorRt,
 }
 TORCH = ("torch f32", "torch bf16")
-FORMATS: tuple[OutputFormat, ...] = ("png", "jpeg", "webp")
-
-
-class Stages(Protocol):
-    """Each returns when the work is done, not when it is queued."""
-
-    def text(self, batch: int) -> Any:
-        """Encode so many different prompts."""
-
-    def step(self, batch: int, size: str) -> Any:
-        """One execution of the transformer."""
-
-    def decode(self, batch: int, size: str) -> Any:
-        """Latents to pixels in the memory of the CPU."""
-
-    def picture(self, batch: int, size: str) -> Any:
-        """From prompts to pixels, (B, H, W, 3)."""
 
 
 class EngineStages:
-    """As the server runs them."""
+    """As the server runs them; each returns when the work is done, not when it is queued."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -106,22 +87,12 @@ def repeated(run: Callable[[], Any], seconds: float) -> dict[str, float]:
     }
 
 
-def encoding(stages: Stages, size: str, seconds: float) -> dict[str, Any]:
-    """Of one picture to a file, by format."""
-    (pixels,) = stages.picture(1, size)
-    found: dict[str, Any] = {}
-    for name in FORMATS:
-        encode = partial(encode_image, pixels, name, 90, {})
-        found[name] = repeated(encode, seconds) | {"bytes": len(encode())}
-    return found
-
-
 def runtime_stages(name: str, folder: Path, student: Path) -> Answerer:
     """What measures one runtime, in a process of its own.
 
     Two thread pools in one process would get into each other's way. An order names a ``stage``
     (text, step, decode, or picture: all of them with the default number of steps), a ``batch``, a
-    ``size`` and for how many ``seconds`` to repeat it; or it is ``encode``: pixels to files.
+    ``size`` and for how many ``seconds`` to repeat it.
 
     Args:
         name: of the runtime, one of ``OURS`` or ``TORCH``.
@@ -132,7 +103,7 @@ def runtime_stages(name: str, folder: Path, student: Path) -> Answerer:
         StartError, ModuleNotFoundError: this runtime cannot be had here.
     """
     manifest = find_export(folder.parent, folder.name).manifest
-    stages: Stages
+    stages: Any
     if name in TORCH:
         from benchmarks.serving.torch_stages import student_stages
 
@@ -141,10 +112,8 @@ def runtime_stages(name: str, folder: Path, student: Path) -> Answerer:
         stages = EngineStages(Pipeline(manifest, OURS[name]()))
 
     def answer(order: Order) -> dict[str, Any]:
-        stage, size, seconds = order["stage"], order["size"], order["seconds"]
-        if stage == "encode":
-            return encoding(stages, size, seconds)
-        where = (order["batch"],) if stage == "text" else (order["batch"], size)
-        return repeated(partial(getattr(stages, stage), *where), seconds)
+        stage, batch = order["stage"], order["batch"]
+        where = (batch,) if stage == "text" else (batch, order["size"])
+        return repeated(partial(getattr(stages, stage), *where), order["seconds"])
 
     return answer

@@ -49,8 +49,7 @@ def peers(arguments: argparse.Namespace, console: Console) -> int:
     names = picked("--only", arguments.only, PEERS)
     own = [ours(OURS, find_export(arguments.repository, arguments.model))]
     for repository in arguments.also:
-        exported = find_export(repository, None)
-        own.append(ours(f"{OURS}, {exported.folder.name}", exported))
+        own.append(ours(f"{OURS}, {repository}", find_export(repository, None)))
     # Whatever ends us ends the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="cdm-bench-") as folder:
