@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -64,12 +65,22 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print what the run is and costs, and do nothing"
     )
     parser.add_argument(
-        "--processes", type=_count, default=1, metavar="N", help="for --dry-run: GPUs, all nodes"
+        "--processes",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="for --dry-run: GPUs, all nodes",
     )
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 1")
-    return int(text)
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type that says what it expects."""
+    expected = f"a whole number from {least}" + (f" to {most}" if most else "")
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most and int(text) > most):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+        return int(text)
+
+    return parse

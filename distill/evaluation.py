@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from distill.files import whole_file
+from distill.files import read_tensors, write_tensors
 from distill.frechet import patch_distance
 from distill.preview import FixedSamples, pictures_of
 from distill.trainer import Trainer
@@ -68,15 +66,14 @@ class Evaluation:
                 "prompts": self.samples.prompts,
             }
         )
-        kept, processes = _kept(path, made_of), self.trainer.processes
+        kept, processes = read_tensors(path, made_of), self.trainer.processes
         # All sample or none does: their networks may be sharded.
         if not processes.any(kept is None) and kept is not None:
-            return kept
+            return kept["latents"]
         evaluation = recipe.evaluation
         latents = self.samples.teacher(evaluation.teacher_steps, evaluation.guidance).cpu()
         if processes.main:
-            with whole_file(path) as temporary:
-                save_file({"latents": latents}, temporary, {"made_of": made_of})
+            write_tensors(path, {"latents": latents}, made_of)
         return latents
 
 
@@ -111,15 +108,3 @@ def _weights(teacher: str) -> list[object]:
     """What changes when a folder's weights do; of a hub name nothing is known but the name."""
     files = sorted((Path(teacher) / "transformer").glob("*.safetensors"))
     return [teacher, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)]
-
-
-def _kept(path: Path, made_of: str) -> Tensor | None:
-    """The samples in a file, if it is whole and they were made of the same."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if file.metadata() == {"made_of": made_of}:
-                latents: Tensor = file.get_tensor("latents")
-                return latents
-    except (OSError, SafetensorError):
-        pass
-    return None

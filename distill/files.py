@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.errors import DistillError
@@ -86,6 +87,27 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], made_of: str) -> None:
+    """Keep tensors that ``read_tensors`` gives back as long as they are wanted of the same.
+
+    Raises:
+        DistillError: they cannot be written.
+    """
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, {"made_of": made_of})
+
+
+def read_tensors(path: Path, made_of: str) -> dict[str, Tensor] | None:
+    """The tensors in a file, if it is whole and they were made of the same."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if file.metadata() == {"made_of": made_of}:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        pass
+    return None
 
 
 def save_grid(pictures: Tensor, path: Path, columns: int | None = None) -> None:

@@ -24,7 +24,7 @@ from distill.errors import DistillError
 from distill.files import save_grid, whole_file
 
 _LARGEST = 256  # pixels a side in TensorBoard; the whole pictures are in the run's folder
-_SHOWN = ("fake", "ca", "dm", "cdm", "distance", "brightness")
+_SHOWN = ("loss", "fake", "ca", "dm", "cdm", "distance", "brightness")
 # Updates of a large model take minutes: rich's own half a minute would never see two.
 _SPEED_SECONDS = 3600.0
 

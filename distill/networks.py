@@ -130,14 +130,15 @@ class Average:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the context the network holds the averages, and this object its parameters."""
-        self._swap()
+        self.swap()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """Exchange the averages and the network's parameters."""
         for name, value in weights_of(self.network).items():
             kept = value.clone()
             value.copy_(self.values[name])

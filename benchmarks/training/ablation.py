@@ -23,8 +23,7 @@ from distill import checkpoint
 from distill.adapters import load_adapter
 from distill.demo.emoji.compose import Composition
 from distill.demo.emoji.judge import JudgeNetwork, load_judge
-from distill.demo.emoji.score import sample_all
-from distill.demo.emoji.verdict import held_out, score_pictures
+from distill.demo.emoji.score import held_out, sample_all, score_pictures
 from distill.distillation import distil
 from distill.recipe import Recipe, read_recipe
 from distill.trainer import Trainer

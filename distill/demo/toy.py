@@ -19,8 +19,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from distill.adapters import Adapter, Condition
+from distill.demo.figure import new_figure, save_figure
 from distill.errors import DistillError
-from distill.files import whole_file
 from distill.flow import Velocity, per_sample, sample
 from distill.parallel import Processes
 from distill.prompts import PromptStream
@@ -226,11 +226,7 @@ def save_panels(panels: Sequence[tuple[str, Tensor]], path: Path) -> None:
     Raises:
         DistillError: it cannot be written, or there is no matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DistillError(f"{path} needs matplotlib: pip install 'cdm-serve[demo]'") from error
-    figure = Figure(figsize=(2.6 * len(panels), 3.1), layout="constrained")
+    figure = new_figure(2.6 * len(panels), 3.1)
     for axes, (title, all_points) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for prompt, own in zip(PROMPTS, all_points.chunk(3), strict=True):
             axes.scatter(*own.T.numpy(), s=1.5, color=f"tab:{prompt}")
@@ -239,8 +235,7 @@ def save_panels(panels: Sequence[tuple[str, Tensor]], path: Path) -> None:
         axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
         axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=6)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    save_figure(figure, path)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,65 +1,218 @@
-"""What the commands of ``python -m distill.demo.emoji`` do; imported when one of them runs."""
+"""Make the emoji teacher, and look at what it draws."""
 
 import argparse
+import inspect
 import json
-from collections.abc import Callable
+import sys
+import textwrap
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import UnionType
+from typing import Annotated, get_args
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 
 from distill.adapters import load_adapter
+from distill.cli import whole_number
 from distill.demo.emoji.compose import draw_composition
-from distill.demo.emoji.decoder import train_decoder
-from distill.demo.emoji.gallery import save_gallery
 from distill.demo.emoji.judge import load_judge, save_judge, train_judge
-from distill.demo.emoji.latents import LatentPool, LivePool, latent_pool, live_pool
-from distill.demo.emoji.loop import Plan
-from distill.demo.emoji.processes import join_processes, training_device
-from distill.demo.emoji.score import print_scores, save_marked, score_pipeline
+from distill.demo.emoji.pool import latent_pool
+from distill.demo.emoji.score import (
+    QUESTIONS,
+    held_out,
+    judge_accuracy,
+    print_scores,
+    save_marked,
+    score_pipeline,
+)
 from distill.demo.emoji.sprites import render_sheet
-from distill.demo.emoji.teacher import PREVIEW_PROMPTS, sample, train_teacher
+from distill.demo.emoji.teacher import PREVIEW_PROMPTS, sample_pictures, train_teacher
 from distill.demo.emoji.text import new_tokenizer
-from distill.demo.emoji.vae import reconstruction_psnr, train_vae
-from distill.demo.emoji.verdict import QUESTIONS, held_out, judge_accuracy
+from distill.demo.emoji.training import Plan
+from distill.demo.emoji.vae import reconstruction_psnr, train_decoder, train_vae
+from distill.demo.emoji.vocabulary import SUBJECTS
+from distill.demo.figure import new_figure, save_figure
 from distill.errors import DistillError
-from distill.files import save_grid, whole_file, whole_folder
+from distill.files import whole_file, whole_folder
+from distill.parallel import Processes
 
-if TYPE_CHECKING:
-    from diffusers import StableDiffusion3Pipeline
 
+def _positive(text: str) -> float:
+    """An argparse type for a number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value
+
+
+_ALL = len(SUBJECTS)
+Count = Annotated[int, whole_number(1)]
+Subjects = Annotated[int, whole_number(2, _ALL)]
+
+VAE_PLAN = Plan(3000, 16, 1e-3, (0.9, 0.99), weight_decay=0.0, constant=0.5, ema=0.995)
+DECODER_PLAN = replace(VAE_PLAN, steps=6000)
+TEACHER_PLAN = Plan(6000, 64, 1e-3)
+JUDGE_PLAN = Plan(3000, 96, 1.5e-3, weight_decay=0.02, constant=0.5, ema=0.995)
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 PAIRS = 0.4  # share of captions with two subjects
 PROMPT_SEED = 3  # no training draws its pictures from it
 _JUDGED = 4000  # pictures on which the judge's own accuracy is measured
+_MODELS, _RUNS = Path("models"), Path("runs")
 
 
-def _sprites(arguments: argparse.Namespace) -> None:
-    render_sheet(arguments.font)
+def sprites(font: Path = FONT) -> None:
+    """Render the sheet of subjects from the font."""
+    render_sheet(font)
 
 
-def _autoencoder_plan(arguments: argparse.Namespace) -> Plan:
-    return Plan(
-        steps=arguments.steps,
-        batch=arguments.batch,
-        learning_rate=arguments.rate,
-        betas=(0.9, 0.99),
-        weight_decay=0.0,
-        constant=0.5,
-        ema=0.995,
-        minutes=arguments.minutes,
-    )
+def vae(plan: Plan = VAE_PLAN, folder: Path = _RUNS / "emoji-vae") -> None:
+    """Train the autoencoder."""
+    trained = train_vae(folder, plan)
+    if Processes().main:
+        with whole_folder(folder / "vae") as temporary:
+            trained.save_pretrained(temporary)
+        print(f"held-out reconstruction {reconstruction_psnr(trained):.2f} dB: {folder / 'vae'}")
 
 
-def _vae(arguments: argparse.Namespace) -> None:
-    vae = train_vae(arguments.folder, _autoencoder_plan(arguments))
-    if join_processes()[0] > 0:
+def decoder(
+    pipeline: Path,
+    plan: Plan = DECODER_PLAN,
+    folder: Path = _RUNS / "emoji-decoder",
+) -> None:
+    """Train a pipeline's VAE decoder on, alone; a better one takes its place."""
+    place = pipeline / "vae"
+    old = _load_vae(place)
+    trained = train_decoder(folder, plan, old)
+    if not Processes().main:
         return
-    with whole_folder(arguments.folder / "vae") as temporary:
-        vae.save_pretrained(temporary)
-    print(f"held-out reconstruction {reconstruction_psnr(vae):.2f} dB: {arguments.folder / 'vae'}")
+    before, after = reconstruction_psnr(old), reconstruction_psnr(trained)
+    print(f"held-out reconstruction {before:.2f} dB before, {after:.2f} dB after")
+    if not after > before:  # also where it is not a number
+        raise DistillError(f"{place} is better and stays; train longer, with more --steps")
+    with whole_folder(place) as temporary:
+        trained.to(torch.float16).save_pretrained(temporary)
+
+
+def teacher(
+    plan: Plan = TEACHER_PLAN,
+    vae: Path = _RUNS / "emoji-vae/vae",
+    folder: Path = _RUNS / "emoji-teacher",
+    out: Path = _MODELS / "emoji-teacher",
+    subjects: Subjects = _ALL,
+    from_: Path | None = None,
+    singles: Count = 24_000,
+    pairs: Count = 16_000,
+) -> None:
+    """Train text encoders and transformer together, --from an older teacher's weights or new ones.
+
+    --subjects are the first of the words; --singles and --pairs are pictures of one and of two.
+    """
+    trained_vae = _load_vae(vae).to(Processes().device)
+    tokenizer, path = new_tokenizer(), folder / "pool.safetensors"
+    pool = latent_pool(trained_vae, tokenizer, subjects, singles, pairs, path)
+    trained = train_teacher(folder, plan, trained_vae, tokenizer, pool, PAIRS, older=from_)
+    if Processes().main:
+        with whole_folder(out) as temporary:
+            whole = trained.pipeline(trained_vae, tokenizer).to(torch.float16)
+            whole.save_pretrained(temporary)
+
+
+def prompts(
+    subjects: Subjects = _ALL,
+    count: Count = 2000,
+    out: Path = Path("distill/recipes/emoji-prompts.txt"),
+) -> None:
+    """Draw captions to distil with."""
+    rng = np.random.default_rng(PROMPT_SEED)
+    captions: dict[str, None] = {}  # in order, each once
+    while len(captions) < count:
+        captions[draw_composition(rng, subjects, PAIRS).caption] = None
+    with whole_file(out) as temporary:
+        temporary.write_text("".join(f"{caption}\n" for caption in captions))
+
+
+def judge(
+    plan: Plan = JUDGE_PLAN,
+    folder: Path = _RUNS / "emoji-judge",
+    out: Path = _MODELS / "emoji-judge",
+) -> None:
+    """Train the classifier that scores pictures."""
+    trained = train_judge(folder, plan)
+    facts = {
+        "pictures": plan.steps * plan.batch,
+        "parameters": sum(weight.numel() for weight in trained.parameters()),
+        "torch": torch.__version__,
+    }
+    save_judge(trained, out, facts)
+    # Measured on what was written: the float16 weights are those that judge.
+    accuracy = judge_accuracy(load_judge(out), _JUDGED)
+    measured = {"held_out_pictures": _JUDGED, "held_out_accuracy": accuracy}
+    save_judge(trained, out, {**facts, **measured})
+    for question in QUESTIONS:
+        shares = (f"{name} {accuracy[name][question]:7.2%}" for name in accuracy)
+        print(f"{question:10}", *shares)
+
+
+def score(
+    pipeline: Path,
+    judge: Path = _MODELS / "emoji-judge",
+    subjects: Subjects = _ALL,
+    prompts: Count = 1000,
+    steps: Count = 4,
+    guidance: float = 1.0,
+    seed: int = 0,
+    out: Path | None = None,
+    grid: Path | None = None,
+) -> None:
+    """Judge a pipeline on captions kept from training.
+
+    --out writes the scores as JSON, --grid pictures, the wrong ones in red frames.
+    """
+    network, compositions = load_judge(judge), held_out(prompts, subjects, seed)
+    scores, pictures = score_pipeline(
+        _load_pipeline(pipeline), network, compositions, steps, guidance, seed
+    )
+    print_scores(scores, f"{pipeline}, {steps} steps")
+    if out:
+        asked = {"steps": steps, "guidance": guidance, "subjects": subjects, "seed": seed}
+        judged = {"judge": json.loads((judge / "judge.json").read_text())["held_out_accuracy"]}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        made = {"time": now, "torch": torch.__version__}
+        result = {"pipeline": str(pipeline), **asked, **scores, **judged, **made}
+        with whole_file(out) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")
+    if grid:
+        save_marked(pictures, compositions, network, grid)
+
+
+def gallery(
+    teacher: Path = _MODELS / "emoji-teacher",
+    student: Path = _MODELS / "emoji-student",
+    seed: int = 0,
+    out: Path = Path("docs/gallery.png"),
+) -> None:
+    """Draw teacher and student side by side, the same captions and seeds."""
+    rows = [("teacher, 28 steps,\nguidance 3.5", _load_pipeline(teacher), 28, 3.5)]
+    whole = _load_pipeline(student)
+    for steps in (4, 2, 1):
+        rows.append((f"student, {steps} step{'s' * (steps > 1)},\nno guidance", whole, steps, 1.0))
+    figure = new_figure(1.4 * len(PREVIEW_PROMPTS) + 1.5, 1.4 * len(rows) + 0.5)
+    grid = figure.subplots(len(rows), len(PREVIEW_PROMPTS))
+    for line, (label, drawing, steps, guidance) in zip(grid, rows, strict=True):
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        pictures = sample_pictures(drawing, PREVIEW_PROMPTS, steps, guidance, seed)
+        for axes, picture in zip(line, pictures, strict=True):
+            axes.imshow(picture.permute(1, 2, 0).clamp(0, 1))
+            axes.set(xticks=[], yticks=[])
+    for axes, caption in zip(grid[-1], PREVIEW_PROMPTS, strict=True):
+        axes.set_xlabel(textwrap.fill(caption, 20), fontsize=9)
+    save_figure(figure, out)
 
 
 def _load_vae(folder: Path) -> AutoencoderKL:
@@ -67,147 +220,66 @@ def _load_vae(folder: Path) -> AutoencoderKL:
         raise DistillError(
             f"{folder} holds no autoencoder; train one with python -m distill.demo.emoji vae"
         )
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
-    vae.register_to_config(_name_or_path="emoji-vae")  # else the folder's name is published
-    return vae.requires_grad_(False)
+    loaded = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    loaded.register_to_config(_name_or_path="emoji-vae")  # else the folder's name is published
+    return loaded.requires_grad_(False)
 
 
-def _decoder(arguments: argparse.Namespace) -> None:
-    folder = arguments.pipeline / "vae"
-    vae = _load_vae(folder)
-    trained = train_decoder(arguments.folder, _autoencoder_plan(arguments), vae)
-    if join_processes()[0] > 0:
-        return
-    before, after = reconstruction_psnr(vae), reconstruction_psnr(trained)
-    print(f"held-out reconstruction {before:.2f} dB before, {after:.2f} dB after")
-    if not after > before:  # also where it is not a number
-        raise DistillError(f"{folder} is better and stays; train longer, with more --steps")
-    with whole_folder(folder) as temporary:
-        trained.to(torch.float16).save_pretrained(temporary)
+def _load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
+    loaded = load_adapter(str(folder), max_sequence_length=0).pipeline.to(Processes().device)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
 
 
-def _teacher(arguments: argparse.Namespace) -> None:
-    vae = _load_vae(arguments.vae).to(training_device())
-    tokenizer = new_tokenizer()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    sizes = arguments.subjects, arguments.singles, arguments.pairs
-    pool: LatentPool | LivePool
-    if vae.device.type == "cpu":
-        pool = latent_pool(vae, tokenizer, *sizes, arguments.folder / "pool.safetensors")
-    else:
-        pool = live_pool(vae, tokenizer, *sizes)
-    plan = Plan(
-        steps=arguments.steps,
-        batch=arguments.batch,
-        learning_rate=arguments.rate,
-        minutes=arguments.minutes,
-    )
-    teacher = train_teacher(
-        arguments.folder, plan, vae, tokenizer, pool, pairs=PAIRS, older=arguments.older
-    )
-    if join_processes()[0] > 0:
-        return
-    with whole_folder(arguments.out) as temporary:
-        teacher.pipeline(vae, tokenizer).to(torch.float16).save_pretrained(temporary)
-
-
-def _prompts(arguments: argparse.Namespace) -> None:
-    rng = np.random.default_rng(PROMPT_SEED)
-    captions: dict[str, None] = {}  # in order, each once
-    while len(captions) < arguments.count:
-        captions[draw_composition(rng, arguments.subjects, PAIRS).caption] = None
-    with whole_file(arguments.out) as temporary:
-        temporary.write_text("".join(f"{caption}\n" for caption in captions))
-
-
-def _judge(arguments: argparse.Namespace) -> None:
-    plan = Plan(
-        steps=arguments.steps,
-        batch=arguments.batch,
-        learning_rate=1.5e-3,
-        weight_decay=0.02,
-        constant=0.5,
-        ema=0.995,
-        minutes=arguments.minutes,
-    )
-    judge = train_judge(arguments.folder, plan)
-    facts = {
-        "pictures": plan.steps * plan.batch,
-        "parameters": sum(weight.numel() for weight in judge.parameters()),
-        "torch": torch.__version__,
-    }
-    save_judge(judge, arguments.out, facts)
-    # Measured on what was written: the float16 weights are those that judge.
-    accuracy = judge_accuracy(load_judge(arguments.out), _JUDGED)
-    measured = {"held_out_pictures": _JUDGED, "held_out_accuracy": accuracy}
-    save_judge(judge, arguments.out, {**facts, **measured})
-    for question in QUESTIONS:
-        shares = (f"{name} {accuracy[name][question]:7.2%}" for name in accuracy)
-        print(f"{question:10}", *shares)
-
-
-def _pipeline(folder: Path) -> "StableDiffusion3Pipeline":
-    pipeline = load_adapter(str(folder), max_sequence_length=0).pipeline.to(training_device())
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def _score(arguments: argparse.Namespace) -> None:
-    judge, pipeline = load_judge(arguments.judge), _pipeline(arguments.pipeline)
-    compositions = held_out(arguments.prompts, arguments.subjects, arguments.seed)
-    asked = {name: getattr(arguments, name) for name in ("steps", "guidance", "subjects", "seed")}
-    scores, pictures = score_pipeline(
-        pipeline, judge, compositions, arguments.steps, arguments.guidance, arguments.seed
-    )
-    result = {
-        "pipeline": str(arguments.pipeline),
-        **asked,
-        **scores,
-        "judge": json.loads((arguments.judge / "judge.json").read_text())["held_out_accuracy"],
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-    }
-    print_scores(scores, f"{arguments.pipeline}, {arguments.steps} steps")
-    if arguments.out:
-        with whole_file(arguments.out) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
-    if arguments.grid:
-        save_marked(pictures, compositions, judge, arguments.grid)
-
-
-def _sample(arguments: argparse.Namespace) -> None:
-    prompts = arguments.prompt or PREVIEW_PROMPTS
-    images = sample(
-        _pipeline(arguments.pipeline), prompts, arguments.steps, arguments.guidance, arguments.seed
-    )
-    save_grid(images, arguments.out, columns=min(len(images), 8))
-
-
-def _gallery(arguments: argparse.Namespace) -> None:
-    teacher, student = _pipeline(arguments.teacher), _pipeline(arguments.student)
-    seed = arguments.seed
-    rows = [("teacher, 28 steps\nguidance 3.5", sample(teacher, PREVIEW_PROMPTS, seed=seed))]
-    for steps in (4, 2, 1):
-        pictures = sample(student, PREVIEW_PROMPTS, steps, guidance_scale=1.0, seed=seed)
-        rows.append((f"student, {steps} step{'s' * (steps > 1)}\nno guidance", pictures))
-    save_gallery(rows, PREVIEW_PROMPTS, arguments.out)
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "sprites": _sprites,
-    "vae": _vae,
-    "decoder": _decoder,
-    "teacher": _teacher,
-    "prompts": _prompts,
-    "judge": _judge,
-    "score": _score,
-    "sample": _sample,
-    "gallery": _gallery,
+# Of a plan; --minutes ends a call, and the same call goes on.
+_PLANNED = {
+    "steps": whole_number(1),
+    "batch": whole_number(1),
+    "rate": _positive,
+    "minutes": _positive,
 }
+COMMANDS = (sprites, vae, decoder, teacher, prompts, judge, score, gallery)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run the command that ``arguments`` name."""
-    if getattr(arguments, "threads", None):
-        torch.set_num_threads(arguments.threads)
-    COMMANDS[arguments.command](arguments)
+def _parser() -> argparse.ArgumentParser:
+    """A command for each function above, an option for each of its parameters."""
+    parser = argparse.ArgumentParser(prog="python -m distill.demo.emoji", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    for function in COMMANDS:
+        text = inspect.getdoc(function) or ""
+        first = text.splitlines()[0]
+        command = commands.add_parser(function.__name__, help=first, description=text)
+        command.set_defaults(run=function)
+        command.add_argument("--threads", type=whole_number(1), help="of the CPU (all cores)")
+        for name, parameter in inspect.signature(function).parameters.items():
+            kind, default = parameter.annotation, parameter.default
+            if default is parameter.empty:
+                command.add_argument(name, type=kind)
+            elif kind is Plan:
+                command.set_defaults(plan=default)
+                for each, type_ in _PLANNED.items():
+                    command.add_argument(f"--{each}", type=type_, default=getattr(default, each))
+            else:
+                if isinstance(kind, UnionType):  # with None
+                    kind = get_args(kind)[0]
+                kind = getattr(kind, "__metadata__", [kind])[0]
+                option = f"--{name.rstrip('_')}"
+                command.add_argument(option, dest=name, type=kind, default=default)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    arguments = vars(_parser().parse_args(argv))
+    run, threads = arguments.pop("run"), arguments.pop("threads")
+    if "plan" in arguments:
+        planned = {each: arguments.pop(each) for each in _PLANNED}
+        arguments["plan"] = replace(arguments["plan"], **planned)
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        run(**arguments)
+    except DistillError as error:
+        print(f"distill.demo.emoji: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from distill.demo.emoji.compose import BACKGROUNDS, Composition, draw_composition
 from distill.demo.emoji.composer import PicturePool
-from distill.demo.emoji.loop import Losses, Plan, train
-from distill.demo.emoji.processes import training_device
 from distill.demo.emoji.softening import soften
+from distill.demo.emoji.training import Losses, Plan, train
 from distill.demo.emoji.vocabulary import POSITIONS, SIZES, SUBJECTS
 from distill.errors import DistillError
-from distill.files import save_grid, whole_folder
+from distill.files import whole_folder
+from distill.parallel import Processes
 
 JUDGE = Path("models/emoji-judge")
 # Size and position of one subject, or the axis along which two stand.
@@ -106,7 +106,7 @@ def _loss(logits: list[Tensor], right: Tensor) -> Tensor:
 def train_judge(run: Path, plan: Plan, seed: int = 0) -> JudgeNetwork:
     """Train on drawn pictures of the whole vocabulary, softened; return the averaged network."""
     torch.manual_seed(seed)
-    device = training_device()
+    device = Processes().device
     network = JudgeNetwork().to(device)
     rng = np.random.default_rng(seed)
     compositions = [draw_composition(rng, len(SUBJECTS), PAIRS) for _ in range(_POOL)]
@@ -120,13 +120,12 @@ def train_judge(run: Path, plan: Plan, seed: int = 0) -> JudgeNetwork:
             _, logits = network(pictures)
         return {"loss": _loss(logits, right[rows])}
 
-    def preview(averaged: nn.Module, path: Path) -> None:
+    def preview() -> Tensor:
         generator = torch.Generator(device).manual_seed(seed)
-        save_grid(soften(pool.at(torch.arange(64, device=device), generator), generator), path)
+        return soften(pool.at(torch.arange(64, device=device), generator), generator)
 
-    averaged = train(plan, network, loss_at, run, preview)
-    assert isinstance(averaged, JudgeNetwork)
-    return averaged
+    train(plan, network, loss_at, run, preview)
+    return network
 
 
 def save_judge(judge: JudgeNetwork, folder: Path, facts: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ regression with logit-normal sigmas, one caption in ten left empty for classifie
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,16 +15,16 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer
 
 from distill.adapters import load_adapter
-from distill.demo.emoji.latents import LatentPool, LivePool
-from distill.demo.emoji.loop import Losses, Plan, train
+from distill.demo.emoji.pool import LatentPool
 from distill.demo.emoji.text import TEXT_WIDTH, new_text_encoder, token_ids
+from distill.demo.emoji.training import Losses, Plan, train
 from distill.errors import DistillError
-from distill.files import save_grid
+from distill.flow import noised
+from distill.losses import flow_matching_loss
+from distill.networks import attention_kernel
 
 LATENT_SHAPE = (8, 16, 16)
 PREVIEW_PROMPTS = (
@@ -129,12 +128,9 @@ def _denoise_loss(
     device = latents.device
     sigma = torch.randn(len(latents), generator=generator, device=device).sigmoid()
     noise = torch.randn(latents.shape, generator=generator, device=device)
-    level = sigma[:, None, None, None]
-    # On a CPU the plain form of attention has the faster backward pass at these lengths.
-    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16), attention:
-        velocity = teacher(ids, (1 - level) * latents + level * noise, sigma)
-    return {"loss": functional.mse_loss(velocity.float(), noise - latents)}
+    with torch.autocast(device.type, torch.bfloat16), attention_kernel(device.type):
+        velocity = teacher(ids, noised(latents, sigma, noise), sigma)
+    return {"loss": flow_matching_loss(velocity, latents, noise)}
 
 
 def train_teacher(
@@ -142,7 +138,7 @@ def train_teacher(
     plan: Plan,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    pool: LatentPool | LivePool,
+    pool: LatentPool,
     pairs: float,
     older: Path | None = None,
     seed: int = 0,
@@ -171,20 +167,17 @@ def train_teacher(
         rows = torch.where(is_pair, among_pairs, among_singles)
         left_empty = torch.rand(count, generator=generator, device=device) < EMPTY_CAPTIONS
         ids = torch.where(left_empty[:, None], empty, pool.ids[rows])
-        return _denoise_loss(teacher, ids, pool.at(rows, generator), generator)
+        return _denoise_loss(teacher, ids, pool.latents[rows].float(), generator)
 
-    def preview(averaged: nn.Module, path: Path) -> None:
-        assert isinstance(averaged, Teacher)
-        images = sample(averaged.pipeline(vae, tokenizer), PREVIEW_PROMPTS, steps=14)
-        save_grid(images, path, columns=4)
+    def preview() -> Tensor:
+        return sample_pictures(teacher.pipeline(vae, tokenizer), PREVIEW_PROMPTS, steps=14)
 
-    averaged = train(plan, teacher, loss_at, run, preview)
-    assert isinstance(averaged, Teacher)
-    return averaged
+    train(plan, teacher, loss_at, run, preview)
+    return teacher
 
 
 @torch.no_grad()
-def sample(
+def sample_pictures(
     pipeline: StableDiffusion3Pipeline,
     prompts: Sequence[str],
     steps: int = 28,

@@ -1,5 +1,10 @@
-"""The autoencoder: 64 x 64 pixels to 16 x 16 latents of 8 channels and back."""
+"""The autoencoder: 64 x 64 pixels to 16 x 16 latents of 8 channels and back.
 
+Its decoder can be trained on alone: latents stay as they are, and with them what was taught on
+them.
+"""
+
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +15,21 @@ from torch.nn import functional
 
 from distill.demo.emoji.compose import Composition, draw_composition
 from distill.demo.emoji.composer import PicturePool, drawn
-from distill.demo.emoji.loop import Losses, Plan, train
-from distill.demo.emoji.processes import training_device
+from distill.demo.emoji.training import Losses, Plan, train
 from distill.demo.emoji.vocabulary import SUBJECTS
-from distill.files import save_grid
+from distill.parallel import Processes
 
 PAIRS = 0.6
 KL_WEIGHT = 3e-5
 _POOL = 20_000
 _HELD_OUT_SEED = 10**6
 _STATISTICS_BATCHES = 4
+# The share of the posterior's noise that the decoder sees when it is trained alone. None would let
+# it lean on details in which a generated latent is never exact.
+_NOISE = 0.25
+# Weighs the mean PSNR itself: flat backgrounds, whose errors are small, count as much as sprites.
+_LOG_WEIGHT = 0.05
+_FIRST_DRAW = 5_000_000  # pictures that the autoencoder was not trained on
 
 
 def new_vae() -> AutoencoderKL:
@@ -43,12 +53,12 @@ def _draw(seed: int, count: int, held_out: bool = False) -> list[Composition]:
     return [draw_composition(rng, len(SUBJECTS), PAIRS, held_out) for _ in range(count)]
 
 
-def pictures(seed: int, count: int, held_out: bool = False) -> Tensor:
-    """Draw ``count`` pictures of the whole vocabulary, ``(count, 3, 64, 64)`` in [-1, 1]."""
+def _pictures(seed: int, count: int, held_out: bool = False) -> Tensor:
+    """``(count, 3, 64, 64)`` in [-1, 1], of the whole vocabulary."""
     return 2 * drawn(_draw(seed, count, held_out), seed) - 1
 
 
-def edge_difference(restored: Tensor, images: Tensor) -> Tensor:
+def _edge_difference(restored: Tensor, images: Tensor) -> Tensor:
     """Mean absolute difference of neighbouring pixels' differences, across plus down."""
     error = restored - images
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
@@ -60,31 +70,22 @@ def vae_losses(vae: nn.Module, images: Tensor, noise: Tensor) -> Losses:
     restored = vae.decode(posterior.mean + posterior.std * noise).sample.float()  # type: ignore[operator]
     absolute = functional.l1_loss(restored, images)
     squared = functional.mse_loss(restored, images)
-    edges = edge_difference(restored, images)
+    edges = _edge_difference(restored, images)
     divergence = posterior.kl().mean()
     loss = absolute + 0.5 * edges + 2 * squared + KL_WEIGHT * divergence
     return {"loss": loss, "mse": squared, "kl": divergence}
 
 
-def picture_pool(seed: int, device: torch.device) -> PicturePool:
-    """Return the compositions that training draws its pictures from."""
-    return PicturePool(_draw(seed, _POOL), device)
-
-
-def pictures_at(pool: PicturePool, seed: int, count: int) -> tuple[Tensor, torch.Generator]:
-    """Compose ``count`` pictures in [-1, 1]; the generator goes on to draw their noise."""
-    device = pool.device
-    generator = torch.Generator(device).manual_seed(seed)
-    rows = torch.randint(len(pool), (count,), generator=generator, device=device)
-    return 2 * pool.at(rows, generator) - 1, generator
-
-
-def save_restored(vae: nn.Module, path: Path) -> None:
-    """Write held-out pictures above what the autoencoder makes of them."""
-    device = next(vae.parameters()).device
-    images = pictures(_HELD_OUT_SEED, 12, held_out=True).to(device)
-    both = torch.cat([images, _restored(vae, images)])
-    save_grid(both / 2 + 0.5, path, columns=12)
+def decoder_losses(restored: Tensor, images: Tensor) -> Losses:
+    """Compare ``(B, 3, H, W)`` in [-1, 1]: absolute, edges, squared, and its logarithm."""
+    squared = (restored - images).square().mean(dim=(1, 2, 3))
+    loss = (
+        functional.l1_loss(restored, images)
+        + 0.5 * _edge_difference(restored, images)
+        + 2 * squared.mean()
+        + _LOG_WEIGHT * squared.log().mean()
+    )
+    return {"loss": loss, "mse": squared.mean()}
 
 
 @torch.no_grad()
@@ -93,9 +94,15 @@ def _restored(vae: nn.Module, images: Tensor) -> Tensor:
     return restored
 
 
+def _preview(vae: nn.Module, device: torch.device) -> Tensor:
+    """Held-out pictures in [0, 1], each beside what the autoencoder makes of it."""
+    images = _pictures(_HELD_OUT_SEED, 18, held_out=True).to(device)
+    return torch.stack([images, _restored(vae, images)], 1).flatten(0, 1) / 2 + 0.5
+
+
 def reconstruction_psnr(vae: AutoencoderKL, count: int = 256) -> float:
     """Return the mean PSNR in dB over ``count`` held-out pictures."""
-    images = pictures(_HELD_OUT_SEED, count, held_out=True).to(vae.device)
+    images = _pictures(_HELD_OUT_SEED, count, held_out=True).to(vae.device)
     restored = torch.cat([_restored(vae, batch) for batch in torch.split(images, 32)])
     error = (restored.clamp(-1, 1) - images).div(2).square().mean(dim=(1, 2, 3))
     return float((-10 * error.clamp_min(1e-10).log10()).mean())
@@ -104,23 +111,51 @@ def reconstruction_psnr(vae: AutoencoderKL, count: int = 256) -> float:
 def train_vae(run: Path, plan: Plan, seed: int = 0) -> AutoencoderKL:
     """Train the autoencoder and set its scaling and shift so that latents have unit variance."""
     torch.manual_seed(seed)
-    device = training_device()
+    device = Processes().device
     vae = new_vae().to(device, memory_format=torch.channels_last)
-    pool = picture_pool(seed, device)
+    pool = PicturePool(_draw(seed, _POOL), device)
 
     def loss_at(draw: int, count: int) -> Losses:
-        images, generator = pictures_at(pool, seed + draw, count)
+        images, generator = _batch(pool, seed + draw, count)
         noise = torch.randn((count, 8, 16, 16), generator=generator, device=device)
         with torch.autocast(device.type, torch.bfloat16):
             return vae_losses(vae, images, noise)
 
-    averaged: AutoencoderKL = train(plan, vae, loss_at, run, save_restored)
+    train(plan, vae, loss_at, run, lambda: _preview(vae, device))
     with torch.no_grad():
-        batches = [pictures(_HELD_OUT_SEED + 1 + i, 64) for i in range(_STATISTICS_BATCHES)]
-        means = [averaged.encode(batch.to(device)).latent_dist.mean for batch in batches]
+        batches = [_pictures(_HELD_OUT_SEED + 1 + i, 64) for i in range(_STATISTICS_BATCHES)]
+        means = [vae.encode(batch.to(device)).latent_dist.mean for batch in batches]
         latents = torch.cat(means)
-    averaged.register_to_config(
+    vae.register_to_config(
         scaling_factor=round(1 / latents.std().item(), 4),
         shift_factor=round(latents.mean().item(), 4),
     )
-    return averaged.to(memory_format=torch.contiguous_format)
+    return vae.to(memory_format=torch.contiguous_format)
+
+
+def train_decoder(run: Path, plan: Plan, vae: AutoencoderKL, seed: int = 0) -> AutoencoderKL:
+    """Return ``vae`` (float32) with its decoder trained on; the encoder is as it was."""
+    device = Processes().device
+    vae = copy.deepcopy(vae).requires_grad_(False).to(device, memory_format=torch.channels_last)
+    decoder: nn.Module = vae.decoder.requires_grad_(True)
+    pool = PicturePool(_draw(seed, _POOL), device)
+
+    def loss_at(draw: int, count: int) -> Losses:
+        images, generator = _batch(pool, seed + _FIRST_DRAW + draw, count)
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                posterior = vae.encode(images).latent_dist
+                shape = posterior.mean.shape
+                noise = torch.randn(shape, generator=generator, device=device)
+                latents = posterior.mean + _NOISE * posterior.std * noise
+            return decoder_losses(decoder(latents).float(), images)
+
+    train(plan, decoder, loss_at, run, lambda: _preview(vae, device))
+    return vae.to(memory_format=torch.contiguous_format)
+
+
+def _batch(pool: PicturePool, seed: int, count: int) -> tuple[Tensor, torch.Generator]:
+    """``count`` pictures in [-1, 1]; the generator goes on to draw their noise."""
+    generator = torch.Generator(pool.device).manual_seed(seed)
+    rows = torch.randint(len(pool), (count,), generator=generator, device=pool.device)
+    return 2 * pool.at(rows, generator) - 1, generator

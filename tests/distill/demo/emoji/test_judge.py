@@ -12,9 +12,7 @@ from torch import Tensor
 from distill.demo.emoji.compose import Composition, pair, single
 from distill.demo.emoji.composer import drawn
 from distill.demo.emoji.judge import JudgeNetwork, answers, load_judge, save_judge, train_judge
-from distill.demo.emoji.loop import Plan
-from distill.demo.emoji.softening import soften
-from distill.demo.emoji.verdict import (
+from distill.demo.emoji.score import (
     QUESTIONS,
     feature_gaussian,
     held_out,
@@ -23,6 +21,8 @@ from distill.demo.emoji.verdict import (
     right,
     score_pictures,
 )
+from distill.demo.emoji.softening import soften
+from distill.demo.emoji.training import Plan
 from distill.demo.emoji.vocabulary import SUBJECTS
 from distill.errors import DistillError
 from distill.frechet import frechet_distance

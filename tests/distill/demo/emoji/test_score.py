@@ -7,11 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.demo.emoji.__main__ import main
+from distill.demo.emoji.commands import main
 from distill.demo.emoji.composer import drawn
 from distill.demo.emoji.judge import load_judge
-from distill.demo.emoji.score import save_marked
-from distill.demo.emoji.verdict import held_out
+from distill.demo.emoji.score import held_out, save_marked
 
 MODELS = Path(__file__).parents[4] / "models"
 
