@@ -72,6 +72,7 @@ class RunLog:
         """Write pictures (B, 3, H, W) in [0, 1] as ``<name>-<update>.png``, in a grid."""
         if not self.main:
             return
+        pictures = pictures.float().nan_to_num().clamp(0, 1)  # of a run that went wrong
         save_grid(pictures, self.folder / f"{name}-{update:08d}.png")
         smaller = max(1, math.ceil(max(pictures.shape[-2:]) / _LARGEST))
         with _writing(self.events.log_dir):
