@@ -55,10 +55,11 @@ _ALL = len(SUBJECTS)
 Count = Annotated[int, whole_number(1)]
 Subjects = Annotated[int, whole_number(2, _ALL)]
 
-VAE_PLAN = Plan(3000, 16, 1e-3, (0.9, 0.99), weight_decay=0.0, constant=0.5, ema=0.995)
+_FALLING = replace(Plan.optimiser, decay=0.5)
+VAE_PLAN = Plan(3000, 16, 1e-3, replace(_FALLING, beta2=0.99, weight_decay=0.0), ema=0.995)
 DECODER_PLAN = replace(VAE_PLAN, steps=6000)
 TEACHER_PLAN = Plan(6000, 64, 1e-3)
-JUDGE_PLAN = Plan(3000, 96, 1.5e-3, weight_decay=0.02, constant=0.5, ema=0.995)
+JUDGE_PLAN = Plan(3000, 96, 1.5e-3, replace(_FALLING, weight_decay=0.02), ema=0.995)
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 PAIRS = 0.4  # share of captions with two subjects
 PROMPT_SEED = 3  # no training draws its pictures from it

@@ -28,6 +28,7 @@ from distill.recipe import OptimiserRecipe
 Losses = Mapping[str, Tensor]
 LOG_EVERY = 25
 _SAVE_SECONDS = 150
+_ADAM = OptimiserRecipe(beta2=0.98, weight_decay=0.01, warmup=200, decay=0.4)
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,9 @@ class Plan:
     steps: int
     batch: int
     rate: float
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    warmup: int = 200
-    constant: float = 0.6
+    optimiser: OptimiserRecipe = _ADAM
     ema: float = 0.999
     minutes: float = math.inf
-
-    def rate_at(self, step: int) -> float:
-        """Return the learning rate: linear warm-up, constant, then a cosine tail to zero."""
-        rising = min((step + 1) / self.warmup, 1.0)
-        tail = (step / self.steps - self.constant) / (1 - self.constant)
-        falling = 0.5 * (1 + math.cos(math.pi * min(max(tail, 0.0), 1.0)))
-        return self.rate * rising * falling
 
 
 class Training:
@@ -62,10 +53,7 @@ class Training:
     def __init__(self, network: nn.Module, plan: Plan) -> None:
         self.processes, self.updates, self.network = Processes(), 0, network
         self.average = Average(network)
-        beta1, beta2 = plan.betas
-        # The plan's rate has its own warm-up.
-        recipe = OptimiserRecipe(beta1=beta1, beta2=beta2, weight_decay=plan.weight_decay, warmup=0)
-        self.optimiser = Optimiser(network, recipe)
+        self.optimiser = Optimiser(network, plan.optimiser, plan.rate, plan.steps)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -120,7 +108,7 @@ def train(
             losses = loss_at(step * processes.count + processes.rank, plan.batch // processes.count)
             losses["loss"].backward()  # type: ignore[no-untyped-call]
             processes.average_gradients(network)
-            norm = training.optimiser.step(plan.rate_at(step), step)
+            norm = training.optimiser.step(step)
             training.average.update(ramped_decay(step, plan.ema))
             training.updates = step = step + 1
             if step % LOG_EVERY == 0:
@@ -131,7 +119,7 @@ def train(
                         f"the loss is {record['loss']} at step {step}; "
                         f"{run} holds the last good checkpoint, lower the learning rate"
                     )
-                record |= {"gradient": norm.item(), "rate": plan.rate_at(step - 1)}
+                record["gradient"] = norm.item()
                 record["samples_per_second"] = round((step - first) * plan.batch / seconds, 1)
                 log.append({"update": step, **record})
                 progress.report({"update": step, **record})

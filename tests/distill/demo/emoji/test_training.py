@@ -19,6 +19,7 @@ from distill.demo.emoji.text import TEXT_LENGTH, new_tokenizer, token_ids
 from distill.demo.emoji.training import Plan, train
 from distill.demo.emoji.vae import new_vae, train_vae
 from distill.errors import DistillError
+from distill.recipe import OptimiserRecipe
 
 MODELS = Path(__file__).parents[4] / "models"
 
@@ -38,7 +39,7 @@ def trained(run: Path, limits: list[float]) -> nn.Module:
     for minutes in limits:
         torch.manual_seed(0)
         module = nn.Linear(3, 3)
-        plan = Plan(40, 8, 0.05, warmup=5, minutes=minutes)
+        plan = Plan(40, 8, 0.05, OptimiserRecipe(warmup=5), minutes=minutes)
 
         def loss_at(draw: int, count: int, module: nn.Linear = module) -> dict[str, Tensor]:
             return loss_of(module, draw, count)
