@@ -101,6 +101,10 @@ class Settings(BaseSettings):
         float, Field(ge=0), Flag("cluster", "GPUS", "that Ray keeps for an engine")
     ] = 0.0
 
+    embed_prompt: Annotated[
+        bool, Flag("pictures", "", "write the prompt into the file, beside seed, steps and model")
+    ] = False
+
     start_seconds: Annotated[
         Seconds, Flag("life", "SECONDS", "how long Triton may take to load")
     ] = 600.0

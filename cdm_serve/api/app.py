@@ -36,7 +36,9 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
         backend=backend,
         limits=RateLimits(settings.requests_per_minute, settings.images_per_minute),
         admission=admission,
-        generator=ImageGenerator(backend, executor, metrics, settings.retry_seconds),
+        generator=ImageGenerator(
+            backend, executor, metrics, settings.retry_seconds, embed_prompt=settings.embed_prompt
+        ),
         store=store,
         metrics=metrics,
     )

@@ -1,6 +1,7 @@
 """Makes the pictures of a plan: pixels from the model, files from a thread."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
@@ -29,12 +30,19 @@ class ImageGenerator:
     """Pictures are encoded in ``executor``, off the event loop."""
 
     def __init__(
-        self, backend: Backend, executor: Executor, metrics: Metrics, retry_seconds: float
+        self,
+        backend: Backend,
+        executor: Executor,
+        metrics: Metrics,
+        retry_seconds: float,
+        *,
+        embed_prompt: bool,
     ) -> None:
         self._backend = backend
         self._executor = executor
         self._metrics = metrics
         self._retry_seconds = retry_seconds
+        self._embed_prompt = embed_prompt
 
     async def generate(self, plan: Plan, ticket: Ticket) -> AsyncGenerator[Event, None]:
         """Everything that comes of a plan, as it comes; leaving early stops what remains.
@@ -145,7 +153,7 @@ class ImageGenerator:
         return Made(file, number, receipt, report["tokens"])
 
     async def _encode(self, plan: Plan, seed: int, pixels: Pixels) -> bytes:
-        """The file says all that makes the picture again but the prompt.
+        """The file says all that makes the picture again, the prompt only where that is wanted.
 
         Nothing in it depends on the moment, so that equal requests give equal bytes.
         """
@@ -155,6 +163,9 @@ class ImageGenerator:
             "model": plan.model.id,
             "fingerprint": plan.model.fingerprint,
         }
+        # A JPEG has room for 64 KiB of text.
+        if self._embed_prompt and len(json.dumps(plan.prompt)) < 60_000:
+            facts["prompt"] = plan.prompt
         return await asyncio.get_running_loop().run_in_executor(
             self._executor, encode_image, pixels, plan.output_format, plan.compression, facts
         )

@@ -334,6 +334,26 @@ def test_it_comes_back_by_itself_when_the_server_has_room(browse, start, server)
     assert gateway.interrupt() == 0
 
 
+def test_a_prompt_that_is_in_the_file_comes_back_too(browse, start, server, tmp_path):
+    gateway = start("--triton", server.triton_address(), "--embed-prompt")
+    gateway.wait_ready()
+    page = browse(gateway.url)
+    page.wait(LOADED)
+    prompt = 'a {"fox"} in 雪,\nné 🦊'
+    for kind in ("png", "jpeg", "webp"):
+        job = {"prompt": prompt, "seed": 7, "num_inference_steps": 1}
+        headers = {"accept": f"image/{kind}"}
+        file = tmp_path / f"fox.{kind}"
+        file.write_bytes(
+            gateway.http.post("/v1/images/generations", json=job, headers=headers).content
+        )
+        page.run("document.querySelector('#prompt').value = ''")
+        page.choose("#file", file)
+        page.wait(f"document.querySelector('#note').textContent.includes('{file.name} are back.')")
+        assert value(page, "prompt") == prompt
+    assert gateway.interrupt() == 0
+
+
 @pytest.mark.slow  # the line has to be some seconds long
 def test_the_place_in_the_line_is_shown(browse, start, server):
     gateway = start("--triton", server.triton_address(), "--queue-seconds", "600")
