@@ -397,14 +397,23 @@ function facts({ blob, request, receipt }) {
 }
 
 // What can be done with a picture: the one that there is when a button is pressed.
-const actions = chosen => element(
-  "div", { className: "actions" },
-  button("Download", () => download(chosen())),
-  button("Use settings", () => reuse(chosen())),
-  button("Copy as curl", () => copy(asCurl(chosen().request))),
-  button("Copy as Python", () => copy(asPython(chosen().request))),
-  button("Delete", () => remove(chosen())),
-);
+function actions(chosen) {
+  const said = element("span", { className: "hint", role: "status" });
+  const copies = write => async () => {
+    await copy(write(chosen().request));
+    said.textContent = "copied";
+    setTimeout(() => { said.textContent = ""; }, 2000);
+  };
+  return element(
+    "div", { className: "actions" },
+    button("Download", () => download(chosen())),
+    button("Use settings", () => reuse(chosen())),
+    button("Copy as curl", copies(asCurl)),
+    button("Copy as Python", copies(asPython)),
+    button("Delete", () => remove(chosen())),
+    said,
+  );
+}
 
 function download(picture) {
   const { prompt, seed } = picture.request;
@@ -443,7 +452,7 @@ function times({ receipt, milliseconds: here }) {
     );
   });
   return element(
-    "table", { className: "times" },
+    "table", {},
     element("caption", {}, `${milliseconds(whole)} in the server, ${milliseconds(here)} as seen from here`),
     element("tbody", {}, ...rows),
   );
@@ -491,7 +500,6 @@ async function copy(text) {
     document.execCommand("copy");
     area.remove();
   }
-  note("Copied.");
 }
 
 // ---- Kept in this browser, the newest first
@@ -547,6 +555,7 @@ async function remove(picture) {
   if (album.includes(picture)) turn(picture);
   if (shown.includes(picture) && !leave) show(shown.filter(other => other !== picture));
   URL.revokeObjectURL(link(picture));
+  links.delete(picture);
   if (picture.id !== undefined) await store("readwrite", pictures => pictures.delete(picture.id));
 }
 
@@ -560,9 +569,9 @@ function thumbnail(picture) {
 
 async function clear() {
   if (!confirm(`Delete ${plural(kept.length, "picture")} from this browser?`)) return;
-  await store("readwrite", pictures => pictures.clear());
-  await recall();
-  show([]);
+  // Those of other tabs too.
+  await store("readwrite", pictures => pictures.clear()).catch(() => {});
+  for (const picture of [...kept]) await remove(picture);
 }
 
 // ---- One picture, large
@@ -672,15 +681,15 @@ function fromWebp(bytes) {
 
 async function restore(file) {
   const found = await written(file);
-  if (!found) {
+  const bitmap = await createImageBitmap(file).catch(() => null);
+  if (!found || !bitmap) {
     note(`${file.name} holds no settings: it was not made by this server, or another program has rewritten it.`);
     return;
   }
-  const { width, height } = await createImageBitmap(file);
   const but = adopt({
     prompt: found.prompt,
     model: found.model,
-    size: `${width}x${height}`,
+    size: `${bitmap.width}x${bitmap.height}`,
     num_inference_steps: Number(found.steps),
     seed: Number(found.seed),
     output_format: file.type === "image/png" ? undefined : file.type.slice(6),

@@ -137,6 +137,7 @@ def test_a_random_seed_is_filled_in_and_copies_make_what_is_shown(browse, server
     assert seed != again
     wanted = server.picture(prompt, again, 4)
     press(page, "Copy as curl")
+    page.wait("document.querySelector('#details .actions [role=status]').textContent === 'copied'")
     command = shlex.split(page.wait("navigator.clipboard.readText()").replace("\\\n", " "))
     assert command[0] == "curl"
     subprocess.run([*command, "--silent", "--fail"], check=True, cwd=tmp_path)
