@@ -1,6 +1,5 @@
 """The fake teacher that is told the anchor: a teacher at first, then one for every anchor."""
 
-from pathlib import Path
 
 import pytest
 import torch
@@ -98,7 +97,7 @@ def test_every_process_begins_alike_and_no_draw_of_others_changes() -> None:
     assert 0 < near < apart
 
 
-def test_a_teacher_that_is_not_told(adapter: Adapter, tmp_path: Path) -> None:
+def test_a_teacher_that_is_not_told(adapter: Adapter) -> None:
     x, sigma = points(adapter)
     condition = adapter.encode(PROMPTS[:3])
     fake = FakeTeacher(adapter.transformer, adapter, None)
