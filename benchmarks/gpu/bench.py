@@ -44,6 +44,7 @@ from export.sizes import Size
 from export.tensorrt import Options
 
 STEPS = 4
+_PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 PACKAGES = ("onnxruntime-gpu", "cupy-cuda13x", "tensorrt")
 Result = dict[str, Any]
 
@@ -154,7 +155,7 @@ class Bench:
                 student=self.folder,
                 repository=Path(folder),
                 sizes=tuple(Size(*map(int, size.split("x"))) for size in self.plan.sizes),
-                precision="fp16" if self.plan.device == "cuda" else None,
+                precision=_PRECISIONS[self.half] if self.plan.device == "cuda" else None,
                 max_batch=max(self.plan.batches),
                 tensorrt=Options() if runtime == "tensorrt" else None,
             )

@@ -1,6 +1,5 @@
 """The fake teacher that is told the anchor: a teacher at first, then one for every anchor."""
 
-
 import pytest
 import torch
 from pipelines import PROMPTS, tiny_longcat
