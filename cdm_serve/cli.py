@@ -1,11 +1,11 @@
 """``cdm-serve``: check, start Triton, serve, drain, leave nothing behind."""
 
-import asyncio
 import logging
 import socket
 import sys
 from collections.abc import Sequence
 
+import uvloop
 from rich.console import Console
 from rich.markup import escape
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _on_ray(settings, keys, console)
             return 0
         with _listen(settings) as listener, exporting(settings.traces):
-            asyncio.run(serve(settings, keys, _find_triton(settings), listener, console))
+            uvloop.run(serve(settings, keys, _find_triton(settings), listener, console))
     except StartError as error:
         _complain(console, error)
         return 2

@@ -145,6 +145,7 @@ class ImageGenerator:
             "size": plan.size,
             "model": plan.model.id,
             "fingerprint": plan.model.fingerprint,
+            "policy": plan.model.batches["policy"],
             "batches": report["batches"],
             "milliseconds": report["milliseconds"] | {"encode": encode},
             "spans": [*spans, ("encode", round(after, 3), encode)],

@@ -1,13 +1,23 @@
 """``GET /v1/models``: what can be asked for."""
 
 from dataclasses import asdict
+from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from cdm_serve.api.errors import ApiError, documented
 from cdm_serve.backend import Backend, BackendLost
 from cdm_serve.engine.card import ModelCard
+
+
+class BatchesEntry(BaseModel):
+    """What a picture's company may change in it, as measured at start."""
+
+    policy: Literal["exact", "close"]
+    largest_difference: float = Field(description="of what is computed, as a part of the largest")
+    psnr: float | None = Field(description="the least, in decibels; null where nothing differs")
+    dropped: list[str] = Field(description="batch sizes that are not used, each with the reason")
 
 
 class ModelEntry(BaseModel):
@@ -23,6 +33,7 @@ class ModelEntry(BaseModel):
     default_size: str
     default_steps: int
     max_steps: int
+    batches: BatchesEntry
 
 
 class ModelList(BaseModel):

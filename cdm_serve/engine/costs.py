@@ -57,7 +57,8 @@ class Costs:
 
     For use by many threads. A size that was not measured gets the curve of the nearest one that
     was, in proportion to their pixels. What executions really take, beside whatever else the
-    machine does, moves a factor for each stage and size; batches are chosen by the curves alone.
+    machine does, moves a factor for each stage and size; batches are chosen by the curves alone,
+    and what one picture takes that has the machine for itself stays as it was measured.
     """
 
     def __init__(self, text: Curve, step: dict[str, Curve], decode: dict[str, Curve]) -> None:
@@ -84,9 +85,11 @@ class Costs:
                 factor += LEARNING * (seconds / expected - factor)
                 self._factors[stage, size] = factor
 
-    def corrected(self, stage: str, size: str) -> Curve:
-        """The curve times what was learned."""
-        return self.curve(stage, size).scaled(self._factors.get((stage, size), 1.0))
+    def together(self, stage: str, size: str) -> Seconds:
+        """``Curve.together``, corrected."""
+        measured = self.curve(stage, size)
+        corrected = measured.scaled(self._factors.get((stage, size), 1.0)).together
+        return corrected | ({1: measured.wide[1]} if size in self._measured else {})
 
     def alone(self, size: str, steps: int) -> float:
         """Seconds of a job's steps when nobody else is there."""
@@ -96,14 +99,13 @@ class Costs:
         """The ``costs`` of a description."""
         sizes = {}
         for size in list(self._curves["step"]):
-            step = self.corrected("step", size).together
-            decode = self.corrected("decode", size).together
+            step, decode = self.together("step", size), self.together("decode", size)
             sizes[size] = {
                 "step": {str(batch): spent for batch, spent in step.items()},
                 "decode": {str(batch): spent for batch, spent in decode.items()},
                 "batch": best_batch(step, max(step)),
             }
-        return {"text": self.corrected("text", "").wide[1], **sizes}
+        return {"text": self.curve("text", "").wide[1], **sizes}
 
 
 def _pixels(size: str) -> int:

@@ -110,6 +110,7 @@ def test_every_picture_comes_with_its_receipt(server, manifest):
             "size": "96x64",
             "model": "tiny",
             "fingerprint": manifest.fingerprint,
+            "policy": "exact",
         }
         assert len(batches) == 2
         assert all(batch >= 1 for batch in batches)
@@ -175,5 +176,11 @@ def test_the_models_are_listed(client, manifest):
     assert (model.id, model.owned_by, model.object) == ("tiny", "cdm-serve", "model")
     assert model.sizes == ["64x64", "96x64"]
     assert client.models.retrieve("tiny").fingerprint == manifest.fingerprint
+    assert model.batches == {
+        "policy": "exact",
+        "largest_difference": 0.0,
+        "psnr": None,
+        "dropped": [],
+    }
     with pytest.raises(openai.NotFoundError, match="only tiny"):
         client.models.retrieve("other")
