@@ -1,7 +1,5 @@
 """Pictures of an exported model by the serving engine's own runtime, without a server."""
 
-from itertools import pairwise
-
 import numpy as np
 
 from cdm_serve.engine.job import Pixels
@@ -21,8 +19,5 @@ def draw(pipeline: Pipeline, prompts: list[str], batch: int) -> Pixels:
         conditions = pipeline.encode(prompts[first : first + batch])
         rows = len(conditions)
         latents = pipeline.stack([pipeline.noise(first + row, size) for row in range(rows)])
-        for sigma, following in pairwise(sigmas):
-            velocity = pipeline.velocity(latents, np.full(rows, sigma), conditions)
-            latents = pipeline.move(latents, np.full(rows, following - sigma), velocity)
-        drawn.append(pipeline.decode(latents))
+        drawn.append(pipeline.decode(pipeline.denoise(latents, sigmas, conditions)))
     return np.concatenate(drawn)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cdm_serve.engine.manifest import COMPONENTS
 from export.errors import ExportError, VerificationError
-from export.request import COMPONENTS, Request, parse_components
-from export.sizes import parse_sizes
-from export.tensorrt import Options, check_available
+from export.request import EngineOptions, Request, parse_components, parse_sizes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,22 +36,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(arguments: argparse.Namespace) -> Path | None:
     request = _request(arguments)
-    if request.tensorrt is not None and not arguments.dry_run:
-        check_available()  # before any work
     # diffusers and transformers tell of optional packages and show bars of their own otherwise.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     console = Console()
     try:
         with console.status("load torch and diffusers ..."):  # seconds, so not before it is needed
-            from export.dry_run import show
-            from export.exporter import export
+            from export.exporter import dry_run, export
     except ModuleNotFoundError as error:
         raise ExportError(
             f"{error.name} is not installed; exporting needs: pip install 'cdm-serve[export]'"
         ) from error
     if arguments.dry_run:
-        show(request, request.tensorrt or Options(), console)
+        dry_run(request, console)
         return None
     return export(request, console)
 
@@ -64,7 +60,7 @@ def _request(arguments: argparse.Namespace) -> Request:
     if arguments.dry_run and arguments.to != "tensorrt":
         raise ExportError("--dry-run shows TensorRT engines; use it with --to tensorrt")
     _check_int8(arguments)
-    options = Options(
+    options = EngineOptions(
         refit=arguments.refit,
         version_compatible=arguments.version_compatible,
         hardware_compatible=arguments.hardware_compatible,

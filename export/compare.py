@@ -1,4 +1,4 @@
-"""How far an exported output is from torch's."""
+"""How far an exported output is from torch's, and the table that shows it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 
 # Identical pictures have no finite PSNR; one level off in one value of a megapixel is 113 dB.
 MOST_DB = 120.0
@@ -166,3 +167,40 @@ def as_json(check: Check) -> dict[str, Any]:
     """All figures of a check, ``null`` for infinite ones, and whether it passed."""
     figures = {key: None if value == float("inf") else value for key, value in vars(check).items()}
     return {**figures, "passed": check.passed}
+
+
+def verification_table(checks: tuple[Check, ...]) -> Table:
+    """The worst of every output in every runtime, and in red all that is beyond its tolerance."""
+    table = Table(title="compared with torch and diffusers", box=None, padding=(0, 1, 0, 0))
+    for column in ("runtime", "output", "worst at"):
+        table.add_column(column, no_wrap=True)
+    for column in ("max abs", "rel. RMS", "limit", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows: dict[tuple[str, ...], list[Check]] = {}
+    for check in checks:
+        rows.setdefault((check.runtime, *_cells(check)[:1]), []).append(check)
+    for row in rows.values():
+        for check in [each for each in row if not each.passed] or [max(row, key=_badness)]:
+            mark = "[green]✓[/]" if check.passed else "[red]✗[/]"
+            table.add_row(check.runtime, *_cells(check), mark)
+    return table
+
+
+def _badness(check: Check) -> float:
+    if isinstance(check, Picture):
+        return -check.psnr_db
+    if isinstance(check, Invariance):
+        return check.batch
+    return check.max_abs if check.measure == "max_abs" else check.relative_rms
+
+
+def _cells(check: Check) -> tuple[str, ...]:
+    if isinstance(check, Picture):
+        least = f"{check.tolerance_db:.0f} dB"
+        return ("picture", f"1 x {check.size}", "", f"{check.psnr_db:.1f} dB", least)
+    where = f"{check.batch} x {check.size}" if check.size else f"batch {check.batch}"
+    if isinstance(check, Invariance):
+        return (check.component, where, "", "", "as alone")
+    pixels = check.measure == "max_abs"
+    limit = f"{check.tolerance:.0f} of 255" if pixels else f"{check.tolerance:.0e}"
+    return (check.output, where, f"{check.max_abs:.1e}", f"{check.relative_rms:.1e}", limit)

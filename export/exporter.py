@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from export.cases import Cases
-from export.components import graph
+from cdm_serve.engine.manifest import parse_manifest
+from cdm_serve.engine.runtimes.tensorrt import TensorRt
+from export.compare import verification_table
 from export.errors import VerificationError
-from export.graphs import write_onnx
+from export.graphs import graph, write_onnx
 from export.int8 import (
     QUANTIZED,
     calibrate,
@@ -25,17 +26,15 @@ from export.int8 import (
     quantize,
 )
 from export.manifest import manifest, write_manifest
-from export.plan import Plan, plan, tokenizers
-from export.profiles import Profile, profiles
+from export.plan import Plan, plan
+from export.profiles import Profile, profiles, show
 from export.repository import staged
-from export.request import Request
+from export.request import EngineOptions, Request
 from export.student import Student, load_student
-from export.table import verification_table
-from export.tensorrt import Options, build_engine, check_available, stamp
-from export.tensorrt_session import tensorrt_runtime
-from export.tokenizers import read_tokenizers, write_tokenizers
+from export.tensorrt import build_engine, check_available, stamp
+from export.tokenizers import write_tokenizers
 from export.triton_files import write_triton_files
-from export.verify import verify
+from export.verify import Candidate, verify
 
 
 def export(request: Request, console: Console) -> Path:
@@ -45,29 +44,68 @@ def export(request: Request, console: Console) -> Path:
         ExportError: the student, a size, the name, the repository or the GPU is not usable.
         VerificationError: an output differs from torch's; whatever was in place stays.
     """
-    gpu = check_available() if request.tensorrt is not None else None
-    student, made = load_plan(request, console)
+    options = request.tensorrt
+    gpu = None if options is None else check_available()  # before any work
+    student, made = _load_plan(request, console)
     with staged(request.repository, made.name, whole=made.whole) as folder:
         version = folder / "1"
         version.mkdir()
         _export_files(student, made, version, console)
-        if made.calibration:
-            _quantize_files(student, made, version, console)
         engines = None
-        if request.tensorrt is not None and gpu is not None:
+        if options is not None and gpu is not None:
             shapes = profiles(student, made)
-            _build_engines(version, shapes, request.tensorrt, console)
-            engines = stamp(version, shapes, request.tensorrt, gpu)
+            _build_engines(version, shapes, options, console)
+            engines = stamp(version, shapes, options, gpu)
         finish(student, made, folder, console, engines)
     return request.repository / made.name
 
 
-def load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
-    """The student, and what of it is exported.
+def dry_run(request: Request, console: Console) -> None:
+    """Show the engines that would be built, and how trtexec would build them; nothing is written.
 
     Raises:
-        ExportError: the student, a size, the name or a prompt file is not usable.
+        ExportError: the student, a size or the name is not usable.
     """
+    student, made = _load_plan(request, console)
+    show(profiles(student, made), request.tensorrt or EngineOptions(), console)
+
+
+def finish(
+    student: Student,
+    plan: Plan,
+    folder: Path,
+    console: Console,
+    engines: dict[str, Any] | None = None,
+) -> None:
+    """Verify the exported files in ``folder``, stamp them and add what Triton needs.
+
+    Raises:
+        VerificationError: an output differs from torch's beyond its tolerance.
+    """
+    version = folder / "1"
+    contents = manifest(student, plan, version, engines)
+    more = () if engines is None else (Candidate("tensorrt", TensorRt(), serves=True),)
+    with stage(console, "compare with torch and diffusers"):
+        verification = verify(student, plan, parse_manifest(contents, version), more)
+    console.print(verification_table(verification.checks))
+    if verification.failures:
+        raise VerificationError(
+            f"{len(verification.failures)} of the comparisons with torch failed, nothing was "
+            f"replaced; the first: {verification.failures[0]}"
+        )
+    for runtime, check in verification.refused.items():
+        console.print(f"  {runtime} will not be used for serving: {check}", highlight=False)
+    contents |= {"runtimes": verification.served, "verification": verification.to_json()}
+    write_manifest(contents, version)
+    if plan.whole:
+        runtime = "openvino" if engines is None else "tensorrt"
+        write_triton_files(folder, plan.max_batch, runtime)
+    else:
+        console.print("  not all components: nothing that Triton could load")
+
+
+def _load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
+    """The student, and what of it is exported."""
     prompts: tuple[str, ...] = ()
     if request.calibration is not None:
         check_nncf()
@@ -84,52 +122,17 @@ def load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
     return student, plan(request, student, prompts)
 
 
-def finish(
-    student: Student,
-    plan: Plan,
-    folder: Path,
-    console: Console,
-    engines: dict[str, Any] | None = None,
-) -> None:
-    """Verify the exported files in ``folder``, stamp them and add what Triton needs.
-
-    Raises:
-        VerificationError: an output differs from torch's beyond its tolerance.
-    """
-    version = folder / "1"
-    written = read_tokenizers(tokenizers(student, plan), version)
-    cases = Cases(student, written, plan.sizes, plan.max_batch)
-    more = (tensorrt_runtime(),) if engines is not None else ()
-    with stage(console, "compare with torch and diffusers"):
-        verification = verify(cases, version, plan.precision.name, plan.components, more)
-    console.print(verification_table(verification))
-    if verification.failures:
-        raise VerificationError(
-            f"{len(verification.failures)} of the comparisons with torch failed, nothing was "
-            f"replaced; the first: {verification.failures[0]}"
-        )
-    for runtime, check in verification.refused.items():
-        console.print(f"  {runtime} will not be used for serving: {check}", highlight=False)
-    write_manifest(manifest(student, plan, version, verification, engines), version)
-    if plan.whole:
-        runtime = "openvino" if engines is None else "tensorrt"
-        write_triton_files(folder, plan.max_batch, runtime)
-    else:
-        console.print("  not all components: nothing that Triton could load")
-
-
 def _export_files(student: Student, plan: Plan, version: Path, console: Console) -> None:
-    architecture = student.architecture
     with stage(console, "write and check the tokenizers"):
-        write_tokenizers(tokenizers(student, plan), version)
+        write_tokenizers(plan.tokenizers(student), version)
     for component in plan.components:
-        path = version / f"{component}.onnx"
         with stage(console, f"export {component}"):
-            write_onnx(graph(component, architecture, plan.precision), path)
+            made = graph(component, student.architecture, plan.precision)
+            write_onnx(made, version / f"{component}.onnx")
+        del made
         gc.collect()  # a traced module and its weights in another precision hang in cycles
-
-
-def _quantize_files(student: Student, plan: Plan, version: Path, console: Console) -> None:
+    if not plan.calibration:
+        return
     with stage(console, f"draw {len(plan.calibration)} pictures to calibrate with"):
         rows = calibrate(student, plan.calibration, plan.sizes)
     for component in (each for each in QUANTIZED if each in plan.components):
@@ -138,7 +141,7 @@ def _quantize_files(student: Student, plan: Plan, version: Path, console: Consol
 
 
 def _build_engines(
-    version: Path, shapes: dict[str, list[Profile]], options: Options, console: Console
+    version: Path, shapes: dict[str, list[Profile]], options: EngineOptions, console: Console
 ) -> None:
     for component, each in shapes.items():
         onnx, engine = version / f"{component}.onnx", version / f"{component}.plan"

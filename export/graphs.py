@@ -1,7 +1,8 @@
-"""Write a torch module as an ONNX file with dynamic axes."""
+"""The three components of a student as torch modules, and those as ONNX files."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ import onnxscript  # noqa: F401  torch.onnx.export needs it: missing, it should 
 import torch
 from torch import Tensor, nn
 
+from distill.adapters import Adapter, Condition
+from export.architectures.architecture import Architecture
+from export.precision import Precision, cast
 from export.rewrites import rewrite
 
 # A protobuf file is built in memory and ends at 2 GiB; above this, weights go to NAME.onnx.data.
@@ -32,6 +36,71 @@ class Graph:
     outputs: tuple[str, ...]
     dynamic_shapes: Any
     opset: int = 20
+
+
+class Velocity(nn.Module):
+    """The adapter's own velocity, so that packing, ids and timesteps are inside the graph."""
+
+    def __init__(
+        self, adapter: Adapter, transformer: nn.Module, names: list[str], dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.transformer = transformer
+        self.names = names
+        self.dtype = dtype
+
+    def forward(self, latents: Tensor, sigma: Tensor, *condition: Tensor) -> Tensor:
+        """Latents (B, C, h, w) at noise level sigma (B,) -> velocity (B, C, h, w); all float32."""
+        tensors = {
+            name: each.to(self.dtype) if each.is_floating_point() else each
+            for name, each in zip(self.names, condition, strict=True)
+        }
+        x = latents.to(self.dtype)
+        return self.adapter.velocity(self.transformer, x, sigma, Condition(tensors)).float()
+
+
+class Decoder(nn.Module):
+    """The adapter's decoding, then diffusers' ``VaeImageProcessor.postprocess`` to uint8."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.vae = adapter.pipeline.vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> image (B, H, W, 3), uint8; ties round to even as in numpy."""
+        unit = (self.adapter.decode(latents) * 0.5 + 0.5).clamp(0, 1)
+        return (unit.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+
+
+def graph(component: str, architecture: Architecture, precision: Precision) -> Graph:
+    """One of ``COMPONENTS``: from tokens to condition, to velocity, or from latents to pixels.
+
+    Example inputs have two rows, and otherwise no two axes of one length.
+    """
+    adapter: Any = architecture.adapter
+    dtype, opset = precision.dtype, precision.opset
+    condition = adapter.empty_condition(2).tensors
+    if component == "text_encoder":
+        tokens = architecture.text_inputs()
+        axes = (tuple({0: "batch"} for _ in tokens),)
+        return Graph(architecture.text_encoder(dtype), tokens, tuple(condition), axes, opset)
+    latents = torch.zeros(2, *adapter.latent_shape(4 * adapter.multiple, 6 * adapter.multiple))
+    picture = {0: "batch", 2: "height", 3: "width"}
+    if component == "vae_decoder":
+        adapter = copy.copy(adapter)
+        adapter.pipeline = copy.copy(adapter.pipeline)
+        adapter.pipeline.vae = cast(adapter.pipeline.vae, dtype)
+        return Graph(Decoder(adapter), {"latents": latents}, ("image",), (picture,), opset)
+    inputs = {"latents": latents, "sigma": torch.ones(2)}
+    dynamic = []
+    for name, each in condition.items():
+        text = each.dim() > 2
+        inputs[name] = torch.zeros_like(each[:, :7] if text else each)
+        dynamic.append({0: "batch", 1: "text"} if text else {0: "batch"})
+    module = Velocity(adapter, architecture.transformer(dtype), list(condition), dtype)
+    return Graph(module, inputs, ("velocity",), (picture, {0: "batch"}, tuple(dynamic)), opset)
 
 
 def write_onnx(graph: Graph, path: Path, inline_limit: int = INLINE_LIMIT) -> None:

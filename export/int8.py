@@ -16,22 +16,19 @@ from importlib import import_module
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
 from distill.errors import DistillError
 from distill.prompt_sources import read_prompts
-from export.cases import graph_inputs, quiet
 from export.errors import ExportError
 from export.graphs import INLINE_LIMIT
-from export.runtimes import Array
-
-if TYPE_CHECKING:
-    from export.sizes import Size
-    from export.student import Student
+from export.request import Size
+from export.student import Student
 
 # The text encoder is a small part of the time, and its errors reach every step.
 QUANTIZED = ("transformer", "vae_decoder")
@@ -41,7 +38,7 @@ STEPS = (1, 2, 4, 8)
 # NNCF takes a graph as one protobuf message, which ends there.
 LIMIT = 2**31
 
-Rows = dict[str, list[dict[str, Array]]]
+Row = dict[str, NDArray[Any]]  # a graph's inputs
 
 
 def check_nncf() -> None:
@@ -84,37 +81,33 @@ def calibration_prompts(source: str) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def calibrate(student: Student, prompts: tuple[str, ...], sizes: tuple[Size, ...]) -> Rows:
+def calibrate(
+    student: Student, prompts: tuple[str, ...], sizes: tuple[Size, ...]
+) -> dict[str, list[Row]]:
     """Draw a picture of each prompt in torch and keep what the graphs would have been given.
 
     That is, by component, inputs of one sample. Sizes and ``STEPS`` take turns; picture i starts
     from seed i.
     """
     adapter = student.adapter
-    rows: Rows = {component: [] for component in QUANTIZED}
-    with quiet(adapter):
-        for i, prompt in enumerate(prompts):
-            size = sizes[i % len(sizes)]
-            steps = STEPS[i // len(sizes) % len(STEPS)]
-            shape = adapter.latent_shape(size.height, size.width)
-            latents = torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(i))
-            condition = adapter.encode([prompt])
-            for sigma, following in pairwise(adapter.sigmas(steps, size.height, size.width)):
-                level = torch.full((1,), sigma)
-                velocity = adapter.velocity(adapter.transformer, latents, level, condition)
-                rows["transformer"].append(
-                    {
-                        "latents": latents.numpy(),
-                        "sigma": level.numpy(),
-                        **graph_inputs(condition),
-                    }
-                )
-                latents = latents + (following - sigma) * velocity
-            rows["vae_decoder"].append({"latents": latents.numpy()})
+    rows: dict[str, list[Row]] = {component: [] for component in QUANTIZED}
+    for i, prompt in enumerate(prompts):
+        size = sizes[i % len(sizes)]
+        steps = STEPS[i // len(sizes) % len(STEPS)]
+        shape = adapter.latent_shape(size.height, size.width)
+        latents = torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(i))
+        condition = adapter.encode([prompt])
+        for sigma, following in pairwise(adapter.sigmas(steps, size.height, size.width)):
+            level = torch.full((1,), sigma)
+            velocity = adapter.velocity(adapter.transformer, latents, level, condition)
+            inputs = {"latents": latents, "sigma": level, **condition.tensors}
+            rows["transformer"].append({name: each.numpy() for name, each in inputs.items()})
+            latents = latents + (following - sigma) * velocity
+        rows["vae_decoder"].append({"latents": latents.numpy()})
     return rows
 
 
-def quantize(path: Path, component: str, rows: list[dict[str, Array]]) -> None:
+def quantize(path: Path, component: str, rows: list[Row]) -> None:
     """Replace a float32 graph by its quantized form; the same graph and rows give the same bytes.
 
     A large one's weights go to ``path`` + ``.data``.

@@ -3,7 +3,7 @@
 Fields, all of them present unless said otherwise:
 
 - ``format``: 1. What is added to a format may be ignored by an older reader.
-- ``name``, ``architecture`` (``sd3``, ``longcat``), ``student`` (``name``, ``sha256`` of the
+- ``name``, ``architecture`` (the adapter's name), ``student`` (``name``, ``sha256`` of the
   folder), ``versions`` of the packages that made the files.
 - ``fingerprint``: SHA-256 of the hex digests, concatenated, of each component (its file, then its
   external data) in the order of ``components`` and then of each tokenizer.
@@ -18,15 +18,15 @@ Fields, all of them present unless said otherwise:
 - ``sigmas``: by size, by number of steps, the shifted grid of ``steps + 1`` values.
 - ``tokenizers``, none if the text encoder was not exported: ``file``, ``sha256``, ``length`` to cut
   and pad to, ``pad_id``, and ``quotation``: ``null`` if a prompt is tokenized whole with the file's
-  own special tokens, ``"characters"`` if it is first split as ``export.quotation.pieces`` does,
+  own special tokens, ``"characters"`` if it is first split as ``cdm_serve.engine.quotation`` does,
   each piece tokenized without special tokens, the ids joined, cut and padded on the right.
 - ``components``: ``text_encoder``, ``transformer``, ``vae_decoder``, or those that
   ``--components`` named (such an export is not for serving and has no ``config.pbtxt``). Each has
   ``file``, ``sha256``, ``inputs`` and ``outputs`` (by name: ``dtype``, ``shape``, dynamic axes by
   name) and, where the weights lie beside the graph, ``data`` (``file``, ``sha256``).
   Feed exactly the inputs listed: ``input_ids_K`` (B, L) are tokenizer K's ids and
-  ``attention_mask_K`` (B, L), int64, 1 where they are no padding; the transformer has ``pooled``
-  only if the text encoder gives it. Templates, packing, position ids and timestep scaling are
+  ``attention_mask_K`` (B, L), int64, 1 where they are no padding; the transformer takes latents,
+  sigma and what the text encoder gives. Templates, packing, position ids and timestep scaling are
   inside the graphs.
 - ``runtimes``: those in which everything held on the machine of the export, so that serving may
   use them: ``openvino-f32``, ``openvino-bf16``, ``tensorrt``. Held means: within tolerance of
@@ -42,22 +42,18 @@ bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 
-from export.hashing import combined_sha256, file_sha256, text_sha256
-from export.plan import tokenizers as plan_tokenizers
+from cdm_serve.engine.manifest import FORMAT, file_sha256
+from export.plan import Plan
+from export.student import Student
 
-if TYPE_CHECKING:
-    from export.plan import Plan
-    from export.student import Student
-    from export.verify import Verification
-
-FORMAT = 1
 MOST_STEPS = 16
 # What the files depend on, besides the student.
 PACKAGES = (
@@ -67,20 +63,23 @@ PACKAGES = (
 
 
 def manifest(
-    student: Student,
-    plan: Plan,
-    folder: Path,
-    verification: Verification,
-    engines: dict[str, Any] | None = None,
+    student: Student, plan: Plan, folder: Path, engines: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The contents of ``export.json`` for the files in ``folder``, with TensorRT's entry if any."""
+    """The contents of ``export.json`` for the files in ``folder``, before the verification."""
     components = {component: _component(folder, component) for component in plan.components}
-    tokenizers = _tokenizers(student, plan, folder)
+    tokenizers = [
+        {
+            "file": f"tokenizer_{i}.json",
+            "sha256": file_sha256(folder / f"tokenizer_{i}.json"),
+            "length": tokenizer.length,
+            "pad_id": tokenizer.pad_id,
+            "quotation": "characters" if tokenizer.quotation else None,
+        }
+        for i, tokenizer in enumerate(plan.tokenizers(student))
+    ]
     digests = []
-    for component in components.values():
-        digests.append(component["sha256"])
-        if "data" in component:
-            digests.append(component["data"]["sha256"])
+    for entry in components.values():
+        digests += [entry["sha256"], entry.get("data", {}).get("sha256", "")]
     digests += [tokenizer["sha256"] for tokenizer in tokenizers]
     sizes = plan.sizes
     channels, latent_height, _ = student.adapter.latent_shape(sizes[0].height, sizes[0].width)
@@ -90,7 +89,7 @@ def manifest(
         "name": plan.name,
         "architecture": student.adapter.name,
         "student": {"name": student.name, "sha256": student.sha256},
-        "fingerprint": combined_sha256(digests),
+        "fingerprint": _text_sha256("".join(digests)),
         "versions": {package: version(package) for package in PACKAGES},
         "opset": plan.precision.opset,
         "precision": plan.precision.name,
@@ -99,17 +98,23 @@ def manifest(
         "default_size": str(default),
         "default_steps": student.steps,
         "latents": {"channels": channels, "downscale": sizes[0].height // latent_height},
-        "sigmas": {str(size): _grids(student, size) for size in sizes},
+        "sigmas": {
+            str(size): {
+                str(steps): student.adapter.sigmas(steps, size.height, size.width)
+                for steps in range(1, max(MOST_STEPS, student.steps) + 1)
+            }
+            for size in sizes
+        },
         "tokenizers": tokenizers,
         "components": components,
-        "runtimes": verification.served,
-        "verification": verification.to_json(),
+        "runtimes": [],
+        "verification": {},
     }
     if plan.calibration:
         contents["versions"]["nncf"] = version("nncf")
         contents["calibration"] = {
             "prompts": len(plan.calibration),
-            "sha256": text_sha256("\n".join(plan.calibration)),
+            "sha256": _text_sha256("\n".join(plan.calibration)),
         }
     return contents | ({"tensorrt": engines} if engines is not None else {})
 
@@ -145,23 +150,5 @@ def _tensor(value: Any) -> dict[str, Any]:
     }
 
 
-def _tokenizers(student: Student, plan: Plan, folder: Path) -> list[dict[str, Any]]:
-    return [
-        {
-            "file": f"tokenizer_{i}.json",
-            "sha256": file_sha256(folder / f"tokenizer_{i}.json"),
-            "length": tokenizer.length,
-            "pad_id": tokenizer.pad_id,
-            "quotation": "characters" if tokenizer.quotation else None,
-        }
-        for i, tokenizer in enumerate(plan_tokenizers(student, plan))
-    ]
-
-
-def _grids(student: Student, size: Any) -> dict[str, list[float]]:
-    """The shifted sigmas for every number of steps a request may ask for."""
-    most = max(MOST_STEPS, student.steps)
-    return {
-        str(steps): student.adapter.sigmas(steps, size.height, size.width)
-        for steps in range(1, most + 1)
-    }
+def _text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from cdm_serve.engine.manifest import COMPONENTS
 from distill.errors import DistillError
 from export.errors import ExportError
 from export.precision import PRECISIONS, Precision
-from export.request import COMPONENTS, Request
-from export.sizes import Size
-
-if TYPE_CHECKING:
-    from export.student import Student
-    from export.tokenizers import PipelineTokenizer
+from export.request import Request, Size
+from export.student import Student
+from export.tokenizers import PipelineTokenizer
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,10 @@ class Plan:
         """All components, so that the export can be served."""
         return set(self.components) == set(COMPONENTS)
 
+    def tokenizers(self, student: Student) -> list[PipelineTokenizer]:
+        """Those that go with what is exported: all of the student's, or none."""
+        return student.architecture.tokenizers() if "text_encoder" in self.components else []
+
 
 def plan(request: Request, student: Student, calibration: tuple[str, ...] = ()) -> Plan:
     """Check a request against its student.
@@ -44,8 +45,16 @@ def plan(request: Request, student: Student, calibration: tuple[str, ...] = ()) 
         ExportError: a size or the name cannot be used.
     """
     sizes = request.sizes or (student.size,)
+    limit = student.architecture.longest_side
     for size in sizes:
-        _check_size(student, size)
+        try:
+            student.adapter.latent_shape(size.height, size.width)
+        except DistillError as error:
+            raise ExportError(str(error)) from error
+        if limit is not None and max(size.width, size.height) > limit:
+            raise ExportError(
+                f"size {size}: this student's position embeddings end at {limit} pixels a side"
+            )
     name = student.name if request.name is None else request.name
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
         raise ExportError(
@@ -56,20 +65,3 @@ def plan(request: Request, student: Student, calibration: tuple[str, ...] = ()) 
     default = PRECISIONS["fp32"] if request.tensorrt is None else half
     precision = default if request.precision is None else PRECISIONS[request.precision]
     return Plan(name, sizes, precision, request.max_batch, components, calibration)
-
-
-def tokenizers(student: Student, plan: Plan) -> list[PipelineTokenizer]:
-    """The tokenizers that go with what is exported: all of the student's, or none."""
-    return student.architecture.tokenizers() if "text_encoder" in plan.components else []
-
-
-def _check_size(student: Student, size: Size) -> None:
-    try:
-        student.adapter.latent_shape(size.height, size.width)
-    except DistillError as error:
-        raise ExportError(str(error)) from error
-    limit = student.architecture.longest_side
-    if limit is not None and max(size.width, size.height) > limit:
-        raise ExportError(
-            f"size {size}: this student's position embeddings end at {limit} pixels a side"
-        )

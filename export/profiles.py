@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from export.plan import Plan
-    from export.sizes import Size
-    from export.student import Student
+from rich.console import Console
+from rich.table import Table
+
+from export.plan import Plan
+from export.request import EngineOptions, Size
+from export.student import Student
 
 Shape = tuple[int, ...]
 
@@ -27,37 +28,49 @@ class Profile:
 
 def profiles(student: Student, plan: Plan) -> dict[str, list[Profile]]:
     """The profiles of each component, in the order of ``plan.sizes``."""
-    return {component: _of(component, student, plan) for component in plan.components}
-
-
-def _of(component: str, student: Student, plan: Plan) -> list[Profile]:
-    sizes = plan.sizes if component != "text_encoder" else (None,)
-    made = []
-    for size in sizes:
-        samples = _sample_shapes(component, student, size)
-        batches = (1, plan.max_batch, plan.max_batch)
-        shapes = {
-            name: ((batches[0], *sample), (batches[1], *sample), (batches[2], *sample))
-            for name, sample in samples.items()
-        }
-        made.append(Profile(None if size is None else str(size), shapes))
+    made: dict[str, list[Profile]] = {}
+    for component in plan.components:
+        made[component] = []
+        for size in plan.sizes if component != "text_encoder" else (None,):
+            shapes = {
+                name: ((1, *sample), (plan.max_batch, *sample), (plan.max_batch, *sample))
+                for name, sample in _sample_shapes(component, student, size).items()
+            }
+            made[component].append(Profile(None if size is None else str(size), shapes))
     return made
 
 
 def _sample_shapes(component: str, student: Student, size: Size | None) -> dict[str, Shape]:
     """The shape of one sample of every input."""
-    architecture = student.architecture
     if size is None:
-        return {name: tuple(each.shape[1:]) for name, each in architecture.text_inputs().items()}
+        tokens = student.architecture.text_inputs()
+        return {name: tuple(each.shape[1:]) for name, each in tokens.items()}
     latents = student.adapter.latent_shape(size.height, size.width)
     if component == "vae_decoder":
         return {"latents": latents}
-    shapes = {name: tuple(t.shape[1:]) for name, t in architecture.transformer_inputs().items()}
     condition = student.adapter.empty_condition(1).tensors
-    return shapes | {"latents": latents, **{n: tuple(t.shape[1:]) for n, t in condition.items()}}
+    shapes = {name: tuple(each.shape[1:]) for name, each in condition.items()}
+    return {"latents": latents, "sigma": (), **shapes}
 
 
-def trtexec(component: str, profiles: list[Profile], options: list[str]) -> str:
+def show(made: dict[str, list[Profile]], options: EngineOptions, console: Console) -> None:
+    """Print the profiles as a table, and the ``trtexec`` lines that build the same engines."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("engine", "profile", "input", "least", "most frequent", "largest"):
+        table.add_column(column, no_wrap=True)
+    for component, each in made.items():
+        for i, profile in enumerate(each):
+            label = f"{i}: {profile.size}" if profile.size else str(i)
+            for name, shapes in profile.shapes.items():
+                table.add_row(component, label, name, *map(_text, shapes))
+    console.print(table)
+    console.print("\nBuilt from the graphs by these commands:")
+    for component, each in made.items():
+        # Not through the console, which would break the lines.
+        print(trtexec(component, each, options), file=console.file)
+
+
+def trtexec(component: str, profiles: list[Profile], options: EngineOptions) -> str:
     """The ``trtexec`` command that builds the same engine from ``COMPONENT.onnx``."""
     words = ["trtexec", f"--onnx={component}.onnx", f"--saveEngine={component}.plan"]
     for i, profile in enumerate(profiles):
@@ -66,7 +79,11 @@ def trtexec(component: str, profiles: list[Profile], options: list[str]) -> str:
         for k, option in enumerate(("--minShapes", "--optShapes", "--maxShapes")):
             shapes = (f"{name}:{_text(each[k])}" for name, each in profile.shapes.items())
             words.append(f"{option}={','.join(shapes)}")
-    return " ".join([*words, *options, "--skipInference"])
+    words += ["--refit"] if options.refit else []
+    words += ["--versionCompatible"] if options.version_compatible else []
+    words += ["--hardwareCompatibilityLevel=ampere+"] if options.hardware_compatible else []
+    words += [f"--timingCacheFile={options.timing_cache}"] if options.timing_cache else []
+    return " ".join([*words, "--skipInference"])
 
 
 def _text(shape: Shape) -> str:

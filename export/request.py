@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cdm_serve.engine.manifest import COMPONENTS
 from export.errors import ExportError
-from export.sizes import Size
-from export.tensorrt import Options
 
-COMPONENTS = ("text_encoder", "transformer", "vae_decoder")
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A picture size in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How TensorRT engines are built.
+
+    Attributes:
+        refit: weights can be exchanged in the built engine.
+        version_compatible: later TensorRT versions can load it.
+        hardware_compatible: any GPU from Ampere on can run it, more slowly.
+        timing_cache: file of kernel timings, read if it is there and written afterwards.
+    """
+
+    refit: bool = False
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    timing_cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -27,8 +55,25 @@ class Request:
     precision: str | None = None
     max_batch: int = 16
     components: tuple[str, ...] = COMPONENTS
-    tensorrt: Options | None = None
+    tensorrt: EngineOptions | None = None
     calibration: str | None = None
+
+
+def parse_sizes(text: str) -> tuple[Size, ...]:
+    """Read a comma-separated list such as ``64x64,96x64``; repeated sizes count once.
+
+    Raises:
+        ExportError: an entry is not WIDTHxHEIGHT.
+    """
+    sizes = []
+    for entry in text.split(","):
+        match = _SIZE.fullmatch(entry.strip())
+        if match is None:
+            raise ExportError(
+                f"--sizes: {entry.strip()!r} is not WIDTHxHEIGHT in pixels, such as 64x64,96x64"
+            )
+        sizes.append(Size(int(match[1]), int(match[2])))
+    return tuple(dict.fromkeys(sizes))
 
 
 def parse_components(text: str) -> tuple[str, ...]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy
 import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from cdm_serve.engine.manifest import file_sha256
 from distill.adapters import Adapter, load_adapter
+from distill.adapters.registry import exporter_class
 from distill.errors import DistillError
-from export.architectures import Architecture, architecture
-from export.card import read_card
+from export.architectures.architecture import Architecture
 from export.errors import ExportError
-from export.hashing import folder_sha256
-from export.sizes import Size
+from export.request import Size
 
+CARD_FORMAT = 1
 DEFAULT_STEPS = 4
 
 
@@ -37,7 +41,8 @@ class Student:
     @cached_property
     def architecture(self) -> Architecture:
         """What its architecture asks of the exporter."""
-        return architecture(self.adapter)
+        made: Architecture = exporter_class(type(self.adapter.pipeline).__name__)(self.adapter)
+        return made
 
 
 def load_student(folder: Path) -> Student:
@@ -53,13 +58,9 @@ def load_student(folder: Path) -> Student:
     _check_folder(folder)
     diffusers_logging.disable_progress_bar()  # one bar per file of weights, over our own lines
     transformers_logging.disable_progress_bar()
-    card = read_card(folder)
+    card = _read_card(folder / "cdm.json")
     try:
-        adapter = load_adapter(
-            str(folder),
-            dtype=torch.float32,
-            max_sequence_length=card.get("max_sequence_length"),
-        )
+        adapter = load_adapter(str(folder), torch.float32, card.get("max_sequence_length"))
     except DistillError as error:
         raise ExportError(str(error)) from error
     if card and card["architecture"] != adapter.name:
@@ -67,9 +68,14 @@ def load_student(folder: Path) -> Student:
             f"{folder / 'cdm.json'} says architecture {card['architecture']!r}, but the pipeline "
             f"beside it is {adapter.name!r}"
         )
-    _check_weights(adapter)
-    pipeline = adapter.pipeline
-    side = pipeline.default_sample_size * pipeline.vae_scale_factor
+    for name, network in adapter.networks.items():
+        for key, weight in network.state_dict().items():
+            if not torch.isfinite(weight).all():
+                raise ExportError(
+                    f"{name}: weight {key} has values that are not finite; the student is broken"
+                )
+    adapter.pipeline.set_progress_bar_config(disable=True)
+    side = adapter.default_side
     return Student(
         folder=folder,
         name=card.get("name", folder.resolve().name),
@@ -81,7 +87,26 @@ def load_student(folder: Path) -> Student:
     )
 
 
+def folder_sha256(folder: Path) -> str:
+    """Hex digest of a diffusers folder: ``cdm.json``, the index and every component's files.
+
+    A component's files count with their path, so moving one changes the digest; whatever else
+    lies in the folder (a licence, pictures, the other formats of a hub download) does not count.
+    """
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    paths = [folder / "cdm.json", folder / "model_index.json"]
+    for component in sorted(index):
+        paths += sorted((folder / component).rglob("*"))
+    digests = [
+        hashlib.sha256(path.relative_to(folder).as_posix().encode()).hexdigest() + file_sha256(path)
+        for path in paths
+        if path.is_file()
+    ]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def _check_folder(folder: Path) -> None:
+    """That it is of a pipeline, and not pickled: unpickling runs whatever code the file holds."""
     if not folder.is_dir():
         raise ExportError(f"{folder} is not a folder; expected a student as cdm-distill writes it")
     path = folder / "model_index.json"
@@ -92,27 +117,45 @@ def _check_folder(folder: Path) -> None:
         components = [key for key, entry in index.items() if isinstance(entry, list) and entry[1]]
     except (ValueError, AttributeError, IndexError) as error:
         raise ExportError(f"{path} is not the index of a diffusers pipeline: {error}") from error
-    for component in components:
-        _check_not_pickled(folder / component)
-
-
-def _check_not_pickled(place: Path) -> None:
-    """Unpickling runs whatever code the file holds, so only safetensors are read."""
-    for pickled in (*place.glob("*.bin"), *place.glob("*.pt"), *place.glob("*.ckpt")):
-        if not any(place.glob("*.safetensors")):
+    for place in map(folder.joinpath, components):
+        pickled = [*place.glob("*.bin"), *place.glob("*.pt"), *place.glob("*.ckpt")]
+        if pickled and not any(place.glob("*.safetensors")):
             raise ExportError(
-                f"{pickled} is a pickle, which is not loaded; save the student with safetensors"
+                f"{pickled[0]} is a pickle, which is not loaded; save the student with safetensors"
             )
 
 
-def _check_weights(adapter: Adapter) -> None:
-    for name, component in adapter.pipeline.components.items():
-        if not isinstance(component, torch.nn.Module):
-            continue
-        for key, weight in component.state_dict().items():
-            if weight.is_meta:  # how diffusers leaves a weight that no file holds
-                raise ExportError(f"{name}: weight {key} is missing from the student's files")
-            if not torch.isfinite(weight).all():
-                raise ExportError(
-                    f"{name}: weight {key} has values that are not finite; the student is broken"
-                )
+def _read_card(path: Path) -> dict[str, Any]:
+    """How the distiller says its student is to be sampled; empty where it says nothing."""
+    if not path.exists():
+        return {}
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != CARD_FORMAT:
+        raise ExportError(
+            f"{path} is not of format {CARD_FORMAT}; distil again with this version of cdm-distill"
+        )
+    for field in ("name", "architecture"):
+        if not isinstance(card.get(field), str) or not card[field]:
+            raise ExportError(f"{path}: {field} must be a non-empty string")
+    for field, least in (("steps", 1), ("max_sequence_length", 0), ("height", 1), ("width", 1)):
+        value = card.get(field)
+        if type(value) is not int or value < least:
+            raise ExportError(f"{path}: {field} must be an integer of at least {least}")
+    # Serving samples without guidance on even steps, so that is all a student may ask for.
+    if card.get("guidance_scale") != 1.0:
+        raise ExportError(f"{path}: guidance_scale must be 1.0, a student is served without it")
+    even = [1.0 - i / card["steps"] for i in range(card["steps"])]
+    sigmas = card.get("sigmas")
+    if (
+        not isinstance(sigmas, list)
+        or not all(type(sigma) in (int, float) for sigma in sigmas)
+        or not numpy.array_equal(numpy.round(sigmas, 6), numpy.round(even, 6))
+    ):
+        raise ExportError(
+            f"{path}: sigmas must be the {card['steps']} even ones {numpy.round(even, 4).tolist()};"
+            " other grids are not served"
+        )
+    return card

@@ -15,44 +15,30 @@ on if ``hardware_compatible``.
 
 from __future__ import annotations
 
-import importlib.util
+import ctypes
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cdm_serve.engine.manifest import file_sha256
 from export.errors import ExportError
-from export.gpu import Gpu, first_gpu
-from export.hashing import file_sha256
 from export.profiles import Profile
+from export.request import EngineOptions
 
 LEAST_VERSION = 11
+_CAPABILITY = (75, 76)  # major and minor, from cuda.h
 Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Options:
-    """How engines are built.
+class Gpu:
+    """A GPU's name and compute capability, such as ``9.0``."""
 
-    Attributes:
-        refit: weights can be exchanged in the built engine.
-        version_compatible: later TensorRT versions can load it.
-        hardware_compatible: any GPU from Ampere on can run it, more slowly.
-        timing_cache: file of kernel timings, read if it is there and written afterwards.
-    """
-
-    refit: bool = False
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    timing_cache: Path | None = None
-
-    def trtexec(self) -> list[str]:
-        """The same as options of ``trtexec``."""
-        words = ["--refit"] if self.refit else []
-        words += ["--versionCompatible"] if self.version_compatible else []
-        words += ["--hardwareCompatibilityLevel=ampere+"] if self.hardware_compatible else []
-        return words + ([f"--timingCacheFile={self.timing_cache}"] if self.timing_cache else [])
+    name: str
+    compute_capability: str
 
 
 def check_available() -> Gpu:
@@ -67,12 +53,14 @@ def check_available() -> Gpu:
             "--to tensorrt builds on the GPU that will serve, and none is visible here; run it "
             "there, with --gpus all in a container, or see what it would build with --dry-run"
         )
-    if importlib.util.find_spec("tensorrt") is None:
-        raise ExportError(
-            "tensorrt is not installed; get it with: pip install 'cdm-serve[export,tensorrt]' "
-            "--extra-index-url https://pypi.nvidia.com, or use the container "
-            "nvcr.io/nvidia/tensorrt"
-        )
+    for package in ("tensorrt", "cupy"):
+        if find_spec(package) is None:
+            raise ExportError(
+                f"{package} is not installed; get it with: "
+                "pip install 'cdm-serve[export,tensorrt]' "
+                "--extra-index-url https://pypi.nvidia.com, or use the container "
+                "nvcr.io/nvidia/tensorrt"
+            )
     found = version("tensorrt")
     if int(found.split(".")[0]) < LEAST_VERSION:
         raise ExportError(
@@ -82,8 +70,29 @@ def check_available() -> Gpu:
     return gpu
 
 
+def first_gpu() -> Gpu | None:
+    """The first GPU that the driver shows; ``None`` without a driver or a GPU.
+
+    By the driver's own library: no torch and no TensorRT is needed to look.
+    """
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    cuda.cuDeviceGetName(name, len(name), device)
+    capability = []
+    for attribute in _CAPABILITY:
+        value = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(str(value.value))
+    return Gpu(name.value.decode(), ".".join(capability))
+
+
 def build_engine(
-    onnx: Path, engine: Path, profiles: list[Profile], options: Options, report: Report
+    onnx: Path, engine: Path, profiles: list[Profile], options: EngineOptions, report: Report
 ) -> None:
     """Build ``engine`` from ``onnx``, whose external data lies beside it.
 
@@ -132,7 +141,7 @@ def build_engine(
 
 
 def stamp(
-    folder: Path, profiles: dict[str, list[Profile]], options: Options, gpu: Gpu
+    folder: Path, profiles: dict[str, list[Profile]], options: EngineOptions, gpu: Gpu
 ) -> dict[str, Any]:
     """The ``tensorrt`` entry of export.json for the engines in ``folder``."""
     return {

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from cdm_serve.engine.manifest import TokenizerFile
+from cdm_serve.engine.tokenizers import PromptTokenizer
 from export.errors import ExportError
-from export.quotation import pieces
 
 # Each of these went wrong in some tokenizer: nothing at all, spaces, more tokens than fit,
 # other scripts, an emoji of several code points, special tokens spelled out, quotation marks.
@@ -29,12 +30,8 @@ PROMPTS = (
 )
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """Ids of one tokenizer and 1 where they are no padding, (B, L) int64 both."""
-
-    ids: NDArray[np.int64]
-    mask: NDArray[np.int64]
+Encoded = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Ids of one tokenizer and 1 where they are no padding, (B, L) both."""
 
 
 @dataclass(frozen=True)
@@ -44,65 +41,41 @@ class PipelineTokenizer:
     Attributes:
         encode: the tokens exactly as the pipeline makes them.
         quotation: what stands in quotation marks is tokenized character by character, as
-            ``export.quotation`` says.
+            ``cdm_serve.engine.quotation`` says.
     """
 
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     length: int
-    pad_id: int
-    encode: Callable[[list[str]], Tokens]
+    encode: Callable[[list[str]], Encoded]
     quotation: bool = False
 
+    @property
+    def pad_id(self) -> int:
+        """What fills up to ``length``."""
+        return int(self.tokenizer.pad_token_id)
 
-class WrittenTokenizer:
-    """A written file, read the way serving does."""
 
-    def __init__(self, path: Path, source: PipelineTokenizer) -> None:
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self._length, self._pad_id = source.length, source.pad_id
-        self._quotation = source.quotation
-        if not source.quotation:
-            self._tokenizer.enable_truncation(source.length)
-            self._tokenizer.enable_padding(length=source.length, pad_id=source.pad_id)
+def padded(tokenizer: Any, length: int) -> PipelineTokenizer:
+    """A tokenizer that the pipeline calls with prompts as they are, cut or padded to a length."""
 
-    def __call__(self, prompts: list[str]) -> Tokens:
-        """The tokens of every prompt."""
-        if self._quotation:
-            rows = [self._piecewise(prompt) for prompt in prompts]
-        else:
-            encodings = self._tokenizer.encode_batch(prompts)
-            rows = [(each.ids, each.attention_mask) for each in encodings]
-        return Tokens(np.array([ids for ids, _ in rows]), np.array([mask for _, mask in rows]))
+    def encode(prompts: list[str]) -> Encoded:
+        encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True)
+        return np.array(encoded.input_ids), np.array(encoded.attention_mask)
 
-    def _piecewise(self, prompt: str) -> tuple[list[int], list[int]]:
-        encodings = self._tokenizer.encode_batch(pieces(prompt), add_special_tokens=False)
-        ids = [token for encoding in encodings for token in encoding.ids][: self._length]
-        missing = self._length - len(ids)
-        return ids + [self._pad_id] * missing, [1] * len(ids) + [0] * missing
+    return PipelineTokenizer(tokenizer, length, encode)
 
 
 def write_tokenizers(sources: list[PipelineTokenizer], folder: Path) -> list[Path]:
     """Write ``tokenizer_0.json``, ``tokenizer_1.json``..., without truncation and padding.
 
-    Whoever reads them sets both, as ``WrittenTokenizer`` does.
-
     Raises:
-        ExportError: a file does not give the pipeline's tokens for every one of ``PROMPTS``.
+        ExportError: serving would not make the pipeline's tokens of one of ``PROMPTS``.
     """
-    paths = []
-    for i, source in enumerate(sources):
-        path = folder / f"tokenizer_{i}.json"
+    paths = [folder / f"tokenizer_{i}.json" for i in range(len(sources))]
+    for source, path in zip(sources, paths, strict=True):
         _write(source, path)
         _check(source, path)
-        paths.append(path)
     return paths
-
-
-def read_tokenizers(sources: list[PipelineTokenizer], folder: Path) -> list[WrittenTokenizer]:
-    """The files that ``write_tokenizers`` wrote."""
-    return [
-        WrittenTokenizer(folder / f"tokenizer_{i}.json", source) for i, source in enumerate(sources)
-    ]
 
 
 def _write(source: PipelineTokenizer, path: Path) -> None:
@@ -120,11 +93,11 @@ def _write(source: PipelineTokenizer, path: Path) -> None:
 
 
 def _check(source: PipelineTokenizer, path: Path) -> None:
-    written, expected = WrittenTokenizer(path, source), source.encode(list(PROMPTS))
+    file = TokenizerFile(path, source.length, source.pad_id, source.quotation)
+    written, expected = PromptTokenizer((file,))(list(PROMPTS)), source.encode(list(PROMPTS))
     for i, prompt in enumerate(PROMPTS):
-        found = written([prompt])
-        same_ids = np.array_equal(found.ids[0], expected.ids[i])
-        if not same_ids or not np.array_equal(found.mask[0], expected.mask[i]):
+        found = (written.ids[0][i], written.masks[0][i])
+        if not all(np.array_equal(a, b[i]) for a, b in zip(found, expected, strict=True)):
             raise ExportError(
                 f"{path.name} does not give the pipeline's token ids for {prompt[:40]!r}; "
                 f"{type(source.tokenizer).__name__} does more than its tokenizer.json says"

@@ -1,15 +1,24 @@
-"""Compare an export with torch: each component, then whole pictures with diffusers' own."""
+"""Compare an export with torch: each component, then whole pictures with diffusers' own.
+
+The export is run by the code that will serve it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
 
-from export.cases import PROMPTS, Case, Cases
+from cdm_serve.engine.manifest import Manifest
+from cdm_serve.engine.pipeline import Condition, Pipeline
+from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
+from cdm_serve.engine.runtimes.openvino import OpenVino
+from cdm_serve.engine.runtimes.runtime import Runtime
 from export.compare import (
     Check,
     Comparison,
@@ -21,12 +30,14 @@ from export.compare import (
     psnr_db,
 )
 from export.int8 import QUANTIZED
-from export.request import COMPONENTS
-from export.runtimes import Array, Runtime, Session, runtimes
-from export.sizes import Size
+from export.plan import Plan
+from export.request import Size
+from export.student import Student
 
-Arrays = dict[str, Array]
+Array = NDArray[Any]
 
+PROMPTS = ("a fox in the snow", "", "two owls", 'a sign that says "open"')
+SEED = 7
 # float32 measures 1e-6 to 1e-5 and a wrong graph 1e-2 and more. An error of 1e-6 can tip a value
 # that lies on the edge between two levels. int8's scales are those of pictures; pure noise at a low
 # sigma, which no picture passes, is beyond them, so little is asked of outputs, more of pictures.
@@ -39,16 +50,48 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A runtime that an export is compared in.
+
+    Attributes:
+        name: the package and, where it is not the graph's own, the arithmetic: ``openvino-bf16``.
+        arithmetic: a type it computes in that may be coarser than the graph's own.
+        serves: whether serving may use it, which asks for the same bits in every batch.
+        required: whether the export fails with it; what is not is only left out of serving.
+    """
+
+    name: str
+    runtime: Runtime
+    arithmetic: str | None = None
+    serves: bool = False
+    required: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows for a component, ``prompts`` or arrays by name, and what torch makes of them."""
+
+    size: str | None
+    rows: dict[str, Any]
+    expected: dict[str, Array]
+
+    @property
+    def batch(self) -> int:
+        """How many rows."""
+        return len(next(iter(self.rows.values())))
+
+
+@dataclass(frozen=True)
 class Verification:
     """All that was compared for one export, and the runtimes it was compared in."""
 
-    runtimes: tuple[Runtime, ...]
+    candidates: tuple[Candidate, ...]
     checks: tuple[Check, ...]
 
     @property
     def failures(self) -> list[Check]:
         """What forbids the export."""
-        required = {runtime.name for runtime in self.runtimes if runtime.required}
+        required = {each.name for each in self.candidates if each.required}
         return [c for c in self.checks if not c.passed and c.runtime in required]
 
     @property
@@ -63,119 +106,176 @@ class Verification:
     @property
     def served(self) -> list[str]:
         """The runtimes that serving may use: everything held in them."""
-        return [r.name for r in self.runtimes if r.serves and r.name not in self.refused]
+        return [c.name for c in self.candidates if c.serves and c.name not in self.refused]
 
     def to_json(self) -> dict[str, Any]:
         """The ``verification`` entry of export.json; ``picture`` is the worst of those required."""
         entry: dict[str, Any] = {
-            "runtimes": [runtime.name for runtime in self.runtimes],
+            "runtimes": [each.name for each in self.candidates],
             "components": [as_json(c) for c in self.checks if isinstance(c, Comparison)],
             "batch_invariance": [as_json(c) for c in self.checks if isinstance(c, Invariance)],
             "pictures": [as_json(c) for c in self.checks if isinstance(c, Picture)],
         }
-        required = {runtime.name for runtime in self.runtimes if runtime.required}
+        required = {each.name for each in self.candidates if each.required}
         pictures = [each for each in entry["pictures"] if each["runtime"] in required]
         if pictures:
             entry["picture"] = min(pictures, key=lambda picture: picture["psnr_db"])
         return entry
 
 
+def candidates(precision: str) -> list[Candidate]:
+    """Those of this machine that can run graphs of a precision.
+
+    ONNX Runtime has no bfloat16 convolution on the CPU. For float16 it has few kernels there: the
+    others compute in float32 between float16 values. OpenVINO converts the weights and computes in
+    float32 or, on a processor with such instructions, in bfloat16, whatever the graph's types.
+    """
+    found = []
+    if precision != "bf16":
+        found.append(Candidate("onnxruntime", OnnxRuntime("cpu")))
+    found.append(Candidate("openvino-f32", OpenVino("f32"), serves=True))
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        found.append(Candidate("openvino-bf16", OpenVino("bf16"), "bf16", True, required=False))
+    return found
+
+
 def verify(
-    cases: Cases,
-    folder: Path,
-    precision: str,
-    components: tuple[str, ...] = COMPONENTS,
-    more: tuple[Runtime, ...] = (),
+    student: Student, plan: Plan, manifest: Manifest, more: tuple[Candidate, ...] = ()
 ) -> Verification:
-    """Compare the graphs in ``folder`` with the student they were made from.
+    """Compare exported graphs with the student they were made from.
 
     One graph is loaded at a time. Whole pictures are drawn only with all components.
 
     Args:
-        cases: of the student.
-        folder: of the graphs.
-        precision: of the graphs.
-        components: those that are there.
+        student: to be compared with.
+        plan: of the export.
+        manifest: of the files as they lie there.
         more: runtimes besides those that every machine has.
     """
-    available = [*runtimes(precision), *more]
+    available = [*candidates(plan.precision.name), *more]
     checks: list[Check] = []
-    drawn: dict[tuple[str, Size], Arrays] = {}
-    for component in [each for each in COMPONENTS if each in components]:
-        expected = list(cases.of(component))
-        for runtime in available:
-            session = runtime.open(folder / f"{component}.onnx")
-            tolerance = _tolerance(runtime, _precision_of(component, precision))
+    drawn: dict[tuple[str, Size], Any] = {}
+    for component in plan.components:
+        expected = list(cases(student, plan, component))
+        tokenizers = manifest.tokenizers if component == "text_encoder" else ()
+        graph = {component: manifest.components[component]}
+        part = replace(manifest, components=graph, tokenizers=tokenizers)
+        for candidate in available:
+            pipeline = Pipeline(part, candidate.runtime)
+            tolerance = _tolerance(candidate, _precision_of(component, plan))
             for case in expected:
-                checks += _compared(case, runtime, session, tolerance)
-                if runtime.serves and case.batch == cases.max_batch > 1:
-                    checks.append(_invariance(case, runtime, session))
-            if len(components) == len(COMPONENTS):
-                for size in cases.sizes:
-                    state = drawn.get((runtime.name, size), {})
-                    drawn[runtime.name, size] = _draw(component, session, state, cases, size)
-    for size in cases.sizes if drawn else ():
-        picture = cases.picture(size)
-        for runtime in available:
-            found = psnr_db(drawn[runtime.name, size]["image"], picture)
-            least = _tolerance(runtime, precision).picture_db
-            checks.append(Picture(runtime.name, str(size), found, least))
+                invariant = candidate.serves and case.batch == plan.max_batch > 1
+                where: dict[str, Any] = {"runtime": candidate.name, "component": component}
+                where |= {"batch": case.batch, "size": case.size}
+                found = _run(pipeline, component, case.rows)
+                checks += [
+                    compare(found[name], array, tolerance, output=name, **where)
+                    for name, array in case.expected.items()
+                ]
+                if invariant:
+                    identical = _as_alone(pipeline, component, case.rows, found)
+                    checks.append(Invariance(identical=identical, **where))
+            for size in plan.sizes if plan.whole else ():
+                key = (candidate.name, size)
+                drawn[key] = _draw(pipeline, component, str(size), drawn.get(key))
+            del pipeline  # before the next graph is loaded
+    for size in plan.sizes if plan.whole else ():
+        picture = _picture(student, size)
+        for candidate in available:
+            found_db = psnr_db(drawn[candidate.name, size], picture)
+            least = _tolerance(candidate, plan.precision.name).picture_db
+            checks.append(Picture(candidate.name, str(size), found_db, least))
     return Verification(tuple(available), tuple(checks))
 
 
-def _precision_of(component: str, precision: str) -> str:
+def cases(student: Student, plan: Plan, component: str) -> Iterator[Case]:
+    """What a component is run on: one and three samples and the largest batch, at every size."""
+    for size in plan.sizes if component != "text_encoder" else (None,):
+        for batch in sorted({1, min(3, plan.max_batch), plan.max_batch}):
+            yield _case(student, component, size, batch)
+
+
+@torch.no_grad()
+def _case(student: Student, component: str, size: Size | None, batch: int) -> Case:
+    adapter = student.adapter
+    prompts = [f"{PROMPTS[i % len(PROMPTS)]}{'!' * (i // len(PROMPTS))}" for i in range(batch)]
+    if size is None:
+        expected = adapter.encode(prompts).tensors
+        return Case(None, {"prompts": prompts}, {n: t.numpy() for n, t in expected.items()})
+    shape = (batch, *adapter.latent_shape(size.height, size.width))
+    latents = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(SEED))
+    if component == "vae_decoder":
+        processor = adapter.pipeline.image_processor
+        pictures = processor.postprocess(adapter.decode(latents), output_type="pil")
+        return Case(str(size), {"latents": latents.numpy()}, {"image": np.stack(pictures)})
+    # Each sample at a noise level of its own, as in a batch of requests at various steps.
+    condition, sigma = adapter.encode(prompts), torch.linspace(1.0, 0.1, batch)
+    velocity = adapter.velocity(adapter.transformer, latents, sigma, condition)
+    inputs = {"latents": latents, "sigma": sigma, **condition.tensors}
+    rows = {name: tensor.numpy() for name, tensor in inputs.items()}
+    return Case(str(size), rows, {"velocity": velocity.numpy()})
+
+
+def _picture(student: Student, size: Size) -> Array:
+    """The pipeline's own picture of ``PROMPTS[0]`` from ``SEED``, (1, H, W, 3) uint8."""
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    draw = student.adapter.picture
+    return np.asarray(draw(PROMPTS[0], student.steps, size.height, size.width, generator))[None]
+
+
+def _run(pipeline: Pipeline, component: str, rows: dict[str, Any]) -> dict[str, Array]:
+    """A component's outputs by name."""
+    if component == "text_encoder":
+        conditions = pipeline.encode(rows["prompts"])
+        names = conditions[0].embeds
+        stacked = {name: pipeline.stack([c.embeds[name] for c in conditions]) for name in names}
+        return {name: pipeline.to_host(array) for name, array in stacked.items()}
+    latents = pipeline.to_device(rows["latents"])
+    if component == "vae_decoder":
+        return {"image": pipeline.decode(latents)}
+    tensors = {n: pipeline.to_device(each) for n, each in rows.items() if n not in _OWN}
+    conditions = [
+        Condition({name: array[row] for name, array in tensors.items()}, tokens=0)
+        for row in range(len(latents))
+    ]
+    return {"velocity": pipeline.to_host(pipeline.velocity(latents, rows["sigma"], conditions))}
+
+
+_OWN = ("latents", "sigma")  # inputs of the transformer that are no condition
+
+
+def _as_alone(
+    pipeline: Pipeline, component: str, rows: dict[str, Any], together: dict[str, Array]
+) -> bool:
+    """Whether every sample of the batch has the bits that it has alone.
+
+    If not, a neighbour in the batch changes somebody's picture.
+    """
+    for i in range(len(next(iter(together.values())))):
+        alone = _run(pipeline, component, {name: each[i : i + 1] for name, each in rows.items()})
+        if not all(np.array_equal(alone[name][0], array[i]) for name, array in together.items()):
+            return False
+    return True
+
+
+def _draw(pipeline: Pipeline, component: str, size: str, state: Any) -> Any:
+    """One component's part of a picture: prompt -> condition -> latents -> image."""
+    manifest = pipeline.manifest
+    if component == "text_encoder":
+        return pipeline.encode([PROMPTS[0]])
+    if component == "vae_decoder":
+        return pipeline.decode(state)
+    sigmas = np.array(manifest.sigmas[size][manifest.default_steps], dtype=np.float32)
+    return pipeline.denoise(pipeline.stack([pipeline.noise(SEED, size)]), sigmas, state)
+
+
+def _precision_of(component: str, plan: Plan) -> str:
     """An int8 export's text encoder stays as it was."""
+    precision = plan.precision.name
     return "fp32" if precision == "int8" and component not in QUANTIZED else precision
 
 
-def _tolerance(runtime: Runtime, precision: str) -> Tolerance:
+def _tolerance(candidate: Candidate, precision: str) -> Tolerance:
     """That of the coarser of the graph's type and the runtime's."""
-    types = (precision, runtime.arithmetic or precision)
+    types = (precision, candidate.arithmetic or precision)
     return max((TOLERANCES[each] for each in types), key=lambda each: each.relative_rms)
-
-
-def _compared(
-    case: Case, runtime: Runtime, session: Session, tolerance: Tolerance
-) -> list[Comparison]:
-    """Every output against torch's."""
-    actual = session.run(case.inputs)
-    return [
-        compare(actual[name], expected, tolerance, output=name, **_where(case, runtime))
-        for name, expected in case.expected.items()
-    ]
-
-
-def _invariance(case: Case, runtime: Runtime, session: Session) -> Invariance:
-    """Every sample of the batch against itself alone.
-
-    If they differ, a neighbour in the batch changes somebody's picture.
-    """
-    together = session.run(case.inputs)
-    identical = True
-    for row in range(case.batch):
-        alone = session.run({name: each[row : row + 1] for name, each in case.inputs.items()})
-        identical &= all(np.array_equal(alone[n], together[n][row : row + 1]) for n in alone)
-    return Invariance(identical=identical, **_where(case, runtime))
-
-
-def _where(case: Case, runtime: Runtime) -> dict[str, Any]:
-    return {
-        "runtime": runtime.name,
-        "component": case.component,
-        "batch": case.batch,
-        "size": case.size,
-    }
-
-
-def _draw(component: str, session: Session, state: Arrays, cases: Cases, size: Size) -> Arrays:
-    """One component's part of a picture: prompt -> condition -> latents -> image."""
-    if component == "text_encoder":
-        outputs = session.run(cases.text([PROMPTS[0]]))
-        return {name: outputs[name] for name in ("prompt_embeds", "pooled") if name in outputs}
-    if component == "vae_decoder":
-        return session.run(state)
-    latents = cases.noise(size).numpy()
-    for sigma, following in pairwise(np.asarray(cases.sigmas(size), dtype=np.float32)):
-        inputs = {"latents": latents, "sigma": np.full(1, sigma), **state}
-        latents = latents + (following - sigma) * session.run(inputs)["velocity"]
-    return {"latents": latents}

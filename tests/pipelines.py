@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     LongCatImagePipeline,
@@ -22,6 +24,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 TEXT_LENGTH = 24
@@ -92,7 +96,44 @@ def tiny_longcat(folder: Path | str, seed: int = 0) -> Path:
     return Path(folder)
 
 
-def _vae(channels: int, scaling_factor: float, shift_factor: float) -> AutoencoderKL:
+def tiny_auraflow(folder: Path | str, seed: int = 0) -> Path:
+    """Save a random AuraFlowPipeline: 64x64 px, latents 4x16x16, 64 image tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = AuraFlowPipeline(
+            transformer=AuraFlowTransformer2DModel(
+                sample_size=16,
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_mmdit_layers=1,
+                num_single_dit_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                joint_attention_dim=24,
+                caption_projection_dim=32,
+                pos_embed_max_size=144,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+            vae=_vae(channels=4, scaling_factor=0.13025, shift_factor=None),
+            text_encoder=UMT5EncoderModel(
+                UMT5Config(
+                    vocab_size=30,
+                    d_model=24,
+                    d_kv=8,
+                    d_ff=37,
+                    num_layers=2,
+                    num_heads=3,
+                    dropout_rate=0.0,
+                )
+            ).eval(),
+            tokenizer=_t5_tokenizer(),
+        )
+    pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
+def _vae(channels: int, scaling_factor: float, shift_factor: float | None) -> AutoencoderKL:
     """Four pixels a side to a latent one."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8),

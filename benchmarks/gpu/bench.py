@@ -39,9 +39,7 @@ from distill.adapters.registry import adapter_class
 from distill.recipe import Recipe, read_recipe
 from distill.trainer import Trainer
 from export.exporter import export
-from export.request import Request
-from export.sizes import Size
-from export.tensorrt import Options
+from export.request import EngineOptions, Request, Size
 
 STEPS = 4
 _PRECISIONS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -157,7 +155,7 @@ class Bench:
                 sizes=tuple(Size(*map(int, size.split("x"))) for size in self.plan.sizes),
                 precision=_PRECISIONS[self.half] if self.plan.device == "cuda" else None,
                 max_batch=max(self.plan.batches),
-                tensorrt=Options() if runtime == "tensorrt" else None,
+                tensorrt=EngineOptions() if runtime == "tensorrt" else None,
             )
             export(request, Console(quiet=True))
             seconds = time.perf_counter() - begin

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +56,7 @@ class EngineStages:
     def picture(self, batch: int, size: str) -> Any:
         sigmas = np.array(self._pipeline.manifest.sigmas[size][self.steps], np.float32)
         conditions = self.text(batch)
-        latents = self._noise(batch, size)
-        for sigma, following in pairwise(sigmas):
-            velocity = self._pipeline.velocity(latents, np.full(batch, sigma), conditions)
-            latents = self._pipeline.move(latents, np.full(batch, following - sigma), velocity)
+        latents = self._pipeline.denoise(self._noise(batch, size), sigmas, conditions)
         return self._pipeline.decode(latents)
 
     def _latents(self, batch: int, size: str) -> Any:

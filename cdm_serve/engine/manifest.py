@@ -28,7 +28,10 @@ class TokenizerFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """An exported model: what it can make and the files that make it."""
+    """An exported model: what it can make and the files that make it.
+
+    ``conditions`` are the text encoder's outputs, which the transformer takes by the same names.
+    """
 
     name: str
     architecture: str
@@ -41,6 +44,7 @@ class Manifest:
     sigmas: dict[str, dict[int, tuple[float, ...]]]
     tokenizers: tuple[TokenizerFile, ...]
     components: dict[str, Path]
+    conditions: tuple[str, ...]
     runtimes: tuple[str, ...]
     max_batch: int
 
@@ -85,7 +89,9 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path} has format {data['format']!r}, this version reads format {FORMAT}: "
                 f"export again with {_rebuild(folder)}"
             )
-        manifest = _parse(data, folder)
+        manifest = parse_manifest(data, folder)
+        if missing := set(COMPONENTS) - manifest.components.keys():
+            raise ValueError(f"no component {' and no '.join(sorted(missing))}")
         hashes = _hashes(data, folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartError(
@@ -96,7 +102,14 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _parse(data: dict[str, Any], folder: Path) -> Manifest:
+def parse_manifest(data: dict[str, Any], folder: Path) -> Manifest:
+    """The contents of ``export.json``, whose files lie in ``folder``; they are not looked at.
+
+    Raises:
+        ValueError: something does not fit together.
+        KeyError, TypeError, AttributeError: something is missing or of another type.
+    """
+    components = data["components"]
     manifest = Manifest(
         name=str(data["name"]),
         architecture=str(data["architecture"]),
@@ -111,7 +124,8 @@ def _parse(data: dict[str, Any], folder: Path) -> Manifest:
             for size, grids in data["sigmas"].items()
         },
         tokenizers=tuple(_tokenizer(entry, folder) for entry in data["tokenizers"]),
-        components={name: folder / data["components"][name]["file"] for name in COMPONENTS},
+        components={name: folder / entry["file"] for name, entry in components.items()},
+        conditions=tuple(components.get("text_encoder", {"outputs": {}})["outputs"]),
         runtimes=tuple(data["runtimes"]),
         max_batch=int(data["max_batch"]),
     )
@@ -136,7 +150,7 @@ def _tokenizer(entry: dict[str, Any], folder: Path) -> TokenizerFile:
 
 def _hashes(data: dict[str, Any], folder: Path) -> dict[Path, str]:
     """Every file of the export with the hash it must have; large weights lie beside their graph."""
-    graphs = [data["components"][name] for name in COMPONENTS]
+    graphs = list(data["components"].values())
     weights = [graph["data"] for graph in graphs if "data" in graph]
     engines = data.get("tensorrt", {"components": {}})["components"].values()
     entries = [*graphs, *weights, *engines, *data["tokenizers"]]
@@ -147,13 +161,18 @@ def _check_files(hashes: dict[Path, str], folder: Path) -> None:
     for path, expected in hashes.items():
         if not path.is_file():
             raise StartError(f"{path} is missing: export again with {_rebuild(folder)}")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
         if found != expected:
             raise StartError(
                 f"{path} is not the file that was exported (sha256 {found[:12]}, export.json says "
                 f"{expected[:12]}): export again with {_rebuild(folder)}"
             )
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rebuild(folder: Path) -> str:

@@ -1,8 +1,9 @@
-"""The three graphs of a model and the arithmetic between them."""
+"""The graphs of a model and the arithmetic between them."""
 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from cdm_serve.engine.job import Pixels
 from cdm_serve.engine.manifest import Manifest
 from cdm_serve.engine.noise import randn_rows
 from cdm_serve.engine.runtimes.runtime import Array, Graph, Runtime
-from cdm_serve.engine.tokenize import PromptTokenizer
+from cdm_serve.engine.tokenizers import PromptTokenizer
 
 Floats = NDArray[np.float32]
 
@@ -21,8 +22,7 @@ Floats = NDArray[np.float32]
 class Condition:
     """One prompt as the transformer takes it: by input, without the batch axis.
 
-    ``prompt_embeds`` is (T, D), ``pooled`` (P,) where the architecture has it; ``tokens`` is the
-    prompt's length in ids.
+    ``tokens`` is the prompt's length in ids.
     """
 
     embeds: dict[str, Array]
@@ -35,7 +35,7 @@ class Condition:
 
 
 class Pipeline:
-    """Text encoder, transformer and decoder of one exported model.
+    """Text encoder, transformer and decoder of one exported model, or those the manifest has.
 
     Each of ``encode``, ``velocity`` and ``decode`` is for one thread at a time; the three may run
     at once. Arrays are the runtime's. ``overlaps`` says whether they gain from it, ``batches`` is
@@ -49,42 +49,27 @@ class Pipeline:
         self.manifest = manifest
         self._runtime = runtime
         self._tokenize = PromptTokenizer(manifest.tokenizers)
-        self._text_encoder = runtime.load(manifest.components["text_encoder"])
-        self._transformer = runtime.load(manifest.components["transformer"])
-        self._vae_decoder = runtime.load(manifest.components["vae_decoder"])
+        self._graphs = {name: runtime.load(path) for name, path in manifest.components.items()}
         self.overlaps = runtime.overlaps
         self.batches = runtime.batches
-        names = ("_text_encoder", "_transformer", "_vae_decoder")
-        graphs = zip(*(getattr(self, name).lanes for name in names), strict=False)
-        self.lanes = [self._with(dict(zip(names, lane, strict=True))) for lane in graphs]
+        lanes = zip(*(graph.lanes for graph in self._graphs.values()), strict=False)
+        self.lanes = [self._with(dict(zip(self._graphs, lane, strict=True))) for lane in lanes]
 
     def _with(self, graphs: dict[str, Graph]) -> "Pipeline":
         lane = copy.copy(self)
-        lane.__dict__ |= graphs
+        lane._graphs = graphs
         return lane
 
     def encode(self, prompts: list[str]) -> list[Condition]:
-        """One condition a prompt: those of the encoder's outputs that the transformer takes."""
+        """One condition a prompt."""
         tokens = self._tokenize(prompts)
         named: dict[str, NDArray[Any]] = {}
         for k, (ids, mask) in enumerate(zip(tokens.ids, tokens.masks, strict=True)):
             named |= {f"input_ids_{k}": ids, f"attention_mask_{k}": mask}
-        dtypes = self._text_encoder.inputs
-        outputs = self._text_encoder.run(
-            {
-                name: self._to_device(array, dtypes[name])
-                for name, array in named.items()
-                if name in dtypes  # not every architecture takes masks
-            }
-        )
-        taken = {
-            name: outputs[name].astype(dtype, copy=False)
-            for name, dtype in self._transformer.inputs.items()
-            if name in outputs
-        }
+        outputs = self._run("text_encoder", named)
         return [
             # Copies: rows would keep the whole batch in memory.
-            Condition({name: array[row].copy() for name, array in taken.items()}, count)
+            Condition({name: outputs[name][row].copy() for name in self.manifest.conditions}, count)
             for row, count in enumerate(tokens.counts)
         ]
 
@@ -94,8 +79,7 @@ class Pipeline:
 
     def noises(self, seeds: Sequence[int], size: str) -> Array:
         """The (B, C, h, w) latents that seeds start from."""
-        noise = randn_rows(seeds, self.manifest.latent_shape(size))
-        return self._to_device(noise, np.dtype(np.float32))
+        return self.to_device(randn_rows(seeds, self.manifest.latent_shape(size)))
 
     def stack(self, rows: list[Array]) -> Array:
         """Rows as one batch."""
@@ -103,30 +87,46 @@ class Pipeline:
 
     def velocity(self, latents: Array, sigma: Floats, conditions: list[Condition]) -> Array:
         """(B, C, h, w) in float32 at one sigma a row."""
-        dtypes = self._transformer.inputs
         inputs = {
             name: self.stack([condition.embeds[name] for condition in conditions])
             for name in conditions[0].embeds
         }
-        inputs["latents"] = latents.astype(dtypes["latents"], copy=False)
-        inputs["sigma"] = self._to_device(sigma, dtypes["sigma"])
-        return self._transformer.run(inputs)["velocity"].astype(np.float32, copy=False)
+        outputs = self._run("transformer", inputs | {"latents": latents, "sigma": sigma})
+        return outputs["velocity"].astype(np.float32, copy=False)
 
     def move(self, latents: Array, distance: Floats, velocity: Array) -> Array:
         """``latents + distance * velocity`` with one distance in sigma a row: an Euler step."""
-        rows = self._to_device(distance, np.dtype(np.float32))
-        return latents + rows[:, None, None, None] * velocity
+        return latents + self.to_device(distance)[:, None, None, None] * velocity
+
+    def denoise(self, latents: Array, sigmas: Floats, conditions: list[Condition]) -> Array:
+        """Euler steps of a whole batch from the first of ``sigmas`` to the last."""
+        rows = len(conditions)
+        for sigma, following in pairwise(sigmas):
+            velocity = self.velocity(latents, np.full(rows, sigma), conditions)
+            latents = self.move(latents, np.full(rows, following - sigma), velocity)
+        return latents
 
     def decode(self, latents: Array) -> Pixels:
         """(B, C, h, w) latents to (B, H, W, 3) pixels in the memory of the CPU."""
-        dtype = self._vae_decoder.inputs["latents"]
-        images = self._vae_decoder.run({"latents": latents.astype(dtype, copy=False)})["image"]
-        pixels: Pixels = self.to_host(images)
+        pixels: Pixels = self.to_host(self._run("vae_decoder", {"latents": latents})["image"])
         return pixels
 
     def to_host(self, array: Array) -> NDArray[Any]:
         """The array in the memory of the CPU."""
         return self._runtime.to_host(array)
 
-    def _to_device(self, array: NDArray[Any], dtype: np.dtype[Any]) -> Array:
-        return self._runtime.arrays.asarray(array.astype(dtype, copy=False))
+    def to_device(self, array: NDArray[Any]) -> Array:
+        """The array in the memory that the graphs compute in."""
+        return self._runtime.arrays.asarray(array)
+
+    def _run(self, component: str, inputs: dict[str, Array]) -> dict[str, Array]:
+        """Of ``inputs`` what the graph takes (not every text encoder takes masks), in its types."""
+        graph = self._graphs[component]
+        types = graph.inputs
+        return graph.run(
+            {
+                name: self.to_device(array).astype(types[name], copy=False)
+                for name, array in inputs.items()
+                if name in types
+            }
+        )

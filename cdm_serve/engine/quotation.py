@@ -1,7 +1,4 @@
-"""How LongCat splits a prompt before tokenizing: quoted text goes character by character.
-
-The same as ``export.quotation``, which this package does not import; a test holds them together.
-"""
+"""Prompts whose quoted text is tokenized character by character, so that it can be drawn."""
 
 import re
 
@@ -13,7 +10,7 @@ _QUOTED = re.compile("|".join(f"{a}[^{a}{b}]*?{b}" for a, b in _MARKS))
 def pieces(prompt: str) -> list[str]:
     """The parts of a prompt that are tokenized each by itself, in order.
 
-    As ``split_quotation`` of diffusers' LongCat pipeline has it: text in ``''``, ``""``, ``‘’`` or
+    As diffusers' ``split_quotation`` has it: text in ``''``, ``""``, ``‘’`` or
     ``“”`` falls into single characters, the marks included; an apostrophe between two letters is
     no mark. Where a prompt has two or more different such words, diffusers garbles all but one,
     which one changing from process to process; here all stay as they are.

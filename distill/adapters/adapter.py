@@ -101,14 +101,24 @@ class Adapter(ABC):
         parts = self.pipeline.components.items()
         return {name: part for name, part in parts if isinstance(part, nn.Module)}
 
+    @property
+    def default_side(self) -> int:
+        """Pixels a side of the picture that the pipeline makes where no size is asked for."""
+        return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
+
+    @property
+    def multiple(self) -> int:
+        """Pixels a side that the VAE and the patches divide a size by."""
+        return int(self.pipeline.vae_scale_factor) * self._patch_size
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of one picture's latents, for a size in pixels.
 
         Raises:
-            DistillError: the size is no multiple of what the VAE and the patches divide it by.
+            DistillError: the size is no multiple of ``multiple``.
         """
         downscale: int = self.pipeline.vae_scale_factor
-        multiple = downscale * self._patch_size
+        multiple = self.multiple
         if height <= 0 or width <= 0 or height % multiple or width % multiple:
             raise DistillError(
                 f"size {width}x{height}: width and height must be positive multiples of {multiple}"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from diffusers import LongCatImagePipeline
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from distill.adapters.adapter import Adapter
 from distill.adapters.condition import Condition
+from distill.adapters.packing import PATCH, image_ids, pack, text_ids, unpack
 from distill.errors import DistillError
-
-PATCH = 2  # fixed in the pipeline; the transformer's own patch_size counts packed pixels
 
 
 class LongCatAdapter(Adapter):
@@ -103,34 +101,6 @@ class LongCatAdapter(Adapter):
         """
         timestep: Tensor = sigma * self.pipeline.scheduler.config.num_train_timesteps
         return timestep.to(dtype) / 1000
-
-
-def pack(x: Tensor) -> Tensor:
-    """Latents (B, C, h, w) -> tokens (B, h/2 * w/2, 4C), row by row."""
-    return pixel_unshuffle(x, PATCH).flatten(2).transpose(1, 2).contiguous()
-
-
-def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """Tokens (B, rows * columns, 4C) -> latents (B, C, 2 * rows, 2 * columns)."""
-    batch, _, channels = tokens.shape
-    return pixel_shuffle(tokens.transpose(1, 2).reshape(batch, channels, rows, columns), PATCH)
-
-
-# Whole numbers: what casts floating-point inputs must not round a position.
-def text_ids(tokens: int, device: torch.device) -> Tensor:
-    """Positions of the text tokens, (T, 3): modality 0, then the token's number twice."""
-    number = torch.arange(tokens, device=device)
-    return torch.stack([torch.zeros_like(number), number, number], dim=-1)
-
-
-def image_ids(rows: int, columns: int, start: int, device: torch.device) -> Tensor:
-    """Positions of the image tokens, (rows * columns, 3): modality 1, row and column.
-
-    Both count from ``start``, behind the text.
-    """
-    row = torch.arange(rows, device=device)[:, None].expand(rows, columns) + start
-    column = torch.arange(columns, device=device)[None].expand(rows, columns) + start
-    return torch.stack([torch.ones_like(row), row, column], dim=-1).flatten(0, 1)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from distill.adapters import Adapter
+from export.precision import cast
 from export.tokenizers import PipelineTokenizer
 
 
-class Architecture(Protocol):
+class Architecture(ABC):
     """One architecture's part of the export; everything else is written once for all."""
 
-    adapter: Adapter
+    masks = False  # whether the text encoder takes masks
 
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.pipeline = adapter.pipeline
+
+    @abstractmethod
     def tokenizers(self) -> list[PipelineTokenizer]:
         """The pipeline's tokenizers, in the order of the text encoder's inputs."""
 
-    def text_inputs(self) -> dict[str, Tensor]:
-        """Example tokens by input name: ``input_ids_0``..., two rows each."""
-
+    @abstractmethod
     def text_encoder(self, dtype: torch.dtype) -> nn.Module:
-        """A module that does what the pipeline's ``encode_prompt`` does with the tokens.
+        """A module that does what the adapter's ``encode`` does with the tokens.
 
-        Takes ``text_inputs`` in their order and gives ``prompt_embeds`` (B, T, D) and, if the
-        architecture has it, ``pooled`` (B, P), both float32. Like ``transformer`` a copy with
-        weights in ``dtype`` that torch's exporter understands.
+        Takes ``text_inputs`` in their order and gives the condition's tensors in theirs, float32.
+        Like ``transformer`` a copy with weights in ``dtype`` that torch's exporter understands.
         """
 
     def transformer(self, dtype: torch.dtype) -> nn.Module:
         """The adapter's transformer as a copy for export, for the adapter's ``velocity``."""
-
-    def transformer_inputs(self) -> dict[str, Tensor]:
-        """Example inputs by name, two rows each: latents, sigma, prompt_embeds, pooled if any.
-
-        Any sizes do, as long as no two dynamic axes have the same one.
-        """
+        return cast(self.adapter.transformer, dtype)
 
     @property
     def longest_side(self) -> int | None:
         """Where the position embeddings end, in pixels; ``None`` if they do not."""
+        return None
+
+    def text_inputs(self) -> dict[str, Tensor]:
+        """Example tokens by input name, two rows each: ids, and masks, of every tokenizer."""
+        inputs = {}
+        for k, tokenizer in enumerate(self.tokenizers()):
+            ids = torch.full((2, tokenizer.length), tokenizer.pad_id)
+            inputs[f"input_ids_{k}"] = ids
+            if self.masks:
+                inputs[f"attention_mask_{k}"] = torch.zeros_like(ids)
+        return inputs

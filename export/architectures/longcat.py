@@ -7,67 +7,59 @@ from typing import Any
 
 import torch
 from diffusers import LongCatImagePipeline
-from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor, nn
 
-from distill.adapters.longcat import LongCatAdapter
+from distill.adapters.packing import PATCH, RotaryTables
+from export.architectures.architecture import Architecture
 from export.precision import cast
-from export.tokenizers import PipelineTokenizer, Tokens
+from export.tokenizers import Encoded, PipelineTokenizer
 
-# Positions that the tables hold: the text's, then the rows or columns of image tokens.
+# That the tables hold: the text's, then the rows or columns of image tokens.
 _POSITIONS = 2048
 
 
-class LongCat:
+class LongCat(Architecture):
     """Exports what ``LongCatAdapter`` adapts."""
 
-    def __init__(self, adapter: LongCatAdapter) -> None:
-        self.adapter = adapter
-        self._pipeline = adapter.pipeline
+    masks = True
 
     def tokenizers(self) -> list[PipelineTokenizer]:
-        """Qwen's."""
-        tokenizer, length = self._pipeline.tokenizer, self.adapter.max_sequence_length
-        return [
-            PipelineTokenizer(tokenizer, length, tokenizer.pad_token_id, self._tokens, True),
-        ]
-
-    def text_inputs(self) -> dict[str, Tensor]:
-        """The prompt's ids and mask; the template is in the graph."""
-        (tokenizer,) = self.tokenizers()
-        ids = torch.full((2, tokenizer.length), tokenizer.pad_id)
-        return {"input_ids_0": ids, "attention_mask_0": torch.zeros_like(ids)}
+        """Qwen's, of the prompt alone; the template is in the graph."""
+        length = self.adapter.max_sequence_length
+        return [PipelineTokenizer(self.pipeline.tokenizer, length, self._encode, quotation=True)]
 
     def text_encoder(self, dtype: torch.dtype) -> nn.Module:
         """The language model with the template around the prompt."""
-        return LongCatTextEncoder(self._pipeline, dtype)
+        return LongCatTextEncoder(self.pipeline, dtype)
 
     def transformer(self, dtype: torch.dtype) -> nn.Module:
         """With rotary embeddings from float32 tables."""
-        transformer = cast(self.adapter.transformer, dtype)
-        transformer.pos_embed = RotaryTables(transformer.pos_embed)
+        transformer = super().transformer(dtype)
+        transformer.pos_embed = RotaryTables(transformer.pos_embed, _POSITIONS)
         return transformer
-
-    def transformer_inputs(self) -> dict[str, Tensor]:
-        """Two samples of 4 x 6 image tokens."""
-        config = self._pipeline.transformer.config
-        return {
-            "latents": torch.zeros(2, config.in_channels // 4, 8, 12),
-            "sigma": torch.ones(2),
-            "prompt_embeds": torch.zeros(2, 7, config.joint_attention_dim),
-        }
 
     @property
     def longest_side(self) -> int:
         """Where the tables end, in pixels."""
         tokens = _POSITIONS - self.adapter.max_sequence_length
-        return tokens * 2 * int(self._pipeline.vae_scale_factor)
+        return int(tokens * PATCH * self.pipeline.vae_scale_factor)
 
-    def _tokens(self, prompts: list[str]) -> Tokens:
-        ids, mask = _recorded(self._pipeline, prompts)
-        prefix, suffix = _template(self._pipeline)
+    def _encode(self, prompts: list[str]) -> Encoded:
+        """What ``encode_prompt`` gives its text encoder, without the template."""
+        recorder = _Recorder()
+        text = LongCatImagePipeline(
+            scheduler=self.pipeline.scheduler,
+            vae=None,
+            text_encoder=recorder,
+            tokenizer=self.pipeline.tokenizer,
+            text_processor=None,
+            transformer=None,
+        )
+        text.encode_prompt(prompts)
+        prefix, suffix = _template(self.pipeline)
         inner = slice(len(prefix), -len(suffix))
-        return Tokens(ids[:, inner].numpy(), mask[:, inner].numpy())
+        ids, mask = (recorder.inputs[name] for name in ("input_ids", "attention_mask"))
+        return ids[:, inner].numpy(), mask[:, inner].numpy()
 
 
 class LongCatTextEncoder(nn.Module):
@@ -100,48 +92,6 @@ class LongCatTextEncoder(nn.Module):
         return (embeds.float(),)
 
 
-class RotaryTables(nn.Module):
-    """``LongCatImagePosEmbed`` by table: computed in float64 as there, looked up in float32.
-
-    TensorRT has no float64; float32 arithmetic would be off by a ten-thousandth at position 1000.
-    """
-
-    def __init__(self, pos_embed: Any) -> None:
-        super().__init__()
-        self.axes = len(pos_embed.axes_dim)
-        for axis, width in enumerate(pos_embed.axes_dim):
-            cosine, sine = get_1d_rotary_pos_embed(
-                width,
-                torch.arange(_POSITIONS),
-                theta=pos_embed.theta,
-                repeat_interleave_real=True,
-                use_real=True,
-                freqs_dtype=torch.float64,
-            )
-            self.register_buffer(f"cosine_{axis}", cosine, persistent=False)
-            self.register_buffer(f"sine_{axis}", sine, persistent=False)
-
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (N, 3) -> cosines and sines (N, D), float32."""
-        parts = [self._look_up(axis, ids[:, axis]) for axis in range(self.axes)]
-        cosines, sines = zip(*parts, strict=True)
-        return torch.cat(cosines, dim=-1), torch.cat(sines, dim=-1)
-
-    def _look_up(self, axis: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        tables = (getattr(self, f"cosine_{axis}"), getattr(self, f"sine_{axis}"))
-        cosine, sine = (table.index_select(0, positions) for table in tables)
-        return cosine, sine
-
-
-def _template(pipeline: Any) -> tuple[list[int], list[int]]:
-    """Ids before and after the prompt's."""
-    texts = (pipeline.prompt_template_encode_prefix, pipeline.prompt_template_encode_suffix)
-    prefix, suffix = (
-        list(pipeline.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
-    )
-    return prefix, suffix
-
-
 class _Recorder(nn.Module):
     """Takes the text encoder's place and keeps what it is given."""
 
@@ -152,16 +102,10 @@ class _Recorder(nn.Module):
         return SimpleNamespace(hidden_states=[inputs["input_ids"][..., None]])
 
 
-def _recorded(pipeline: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    """Ids and mask that the pipeline's ``encode_prompt`` gives its text encoder, (B, L)."""
-    recorder = _Recorder()
-    text = LongCatImagePipeline(
-        scheduler=pipeline.scheduler,
-        vae=None,
-        text_encoder=recorder,
-        tokenizer=pipeline.tokenizer,
-        text_processor=None,
-        transformer=None,
+def _template(pipeline: Any) -> tuple[list[int], list[int]]:
+    """Ids before and after the prompt's."""
+    texts = (pipeline.prompt_template_encode_prefix, pipeline.prompt_template_encode_suffix)
+    prefix, suffix = (
+        list(pipeline.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
     )
-    text.encode_prompt(prompts)
-    return recorder.inputs["input_ids"], recorder.inputs["attention_mask"]
+    return prefix, suffix

@@ -5,38 +5,26 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.adapters.sd3 import Sd3Adapter
+from export.architectures.architecture import Architecture
 from export.precision import cast
-from export.tokenizers import PipelineTokenizer, Tokens
+from export.tokenizers import PipelineTokenizer, padded
 
 
-class Sd3:
+class Sd3(Architecture):
     """Exports what ``Sd3Adapter`` adapts."""
 
-    def __init__(self, adapter: Sd3Adapter) -> None:
-        self.adapter = adapter
-        self._pipeline = adapter.pipeline
-
     def tokenizers(self) -> list[PipelineTokenizer]:
-        """CLIP-L, CLIP-G and, if present, T5."""
-        pipeline = self._pipeline
+        """CLIP-L, CLIP-G and, if present, T5; the pipeline uses no masks."""
+        pipeline = self.pipeline
         lengths = [
             (pipeline.tokenizer, pipeline.tokenizer_max_length),
             (pipeline.tokenizer_2, pipeline.tokenizer_max_length),
             (pipeline.tokenizer_3, self.adapter.max_sequence_length),
         ]
-        return [_tokenizer(each, length) for each, length in lengths if each is not None]
-
-    def text_inputs(self) -> dict[str, Tensor]:
-        """Ids alone: the pipeline uses no masks."""
-        return {
-            f"input_ids_{i}": torch.full((2, tokenizer.length), tokenizer.pad_id)
-            for i, tokenizer in enumerate(self.tokenizers())
-        }
+        return [padded(each, length) for each, length in lengths if each is not None]
 
     def text_encoder(self, dtype: torch.dtype) -> nn.Module:
         """CLIPs and T5 in one module."""
@@ -44,26 +32,15 @@ class Sd3:
 
     def transformer(self, dtype: torch.dtype) -> nn.Module:
         """With position embeddings that are cropped by index."""
-        transformer = cast(self.adapter.transformer, dtype)
+        transformer = super().transformer(dtype)
         pos_embed: Any = transformer.pos_embed
         pos_embed.cropped_pos_embed = partial(_crop, pos_embed)
         return transformer
 
-    def transformer_inputs(self) -> dict[str, Tensor]:
-        """Two samples of 4 x 6 patches."""
-        config = self._pipeline.transformer.config
-        patch: int = config.patch_size
-        return {
-            "latents": torch.zeros(2, config.in_channels, 4 * patch, 6 * patch),
-            "sigma": torch.ones(2),
-            "prompt_embeds": torch.zeros(2, 7, config.joint_attention_dim),
-            "pooled": torch.zeros(2, config.pooled_projection_dim),
-        }
-
     @property
     def longest_side(self) -> int:
         """Where the position embeddings end, in pixels."""
-        pipeline = self._pipeline
+        pipeline = self.pipeline
         patches: int = pipeline.transformer.config.pos_embed_max_size
         return patches * int(pipeline.patch_size) * int(pipeline.vae_scale_factor)
 
@@ -71,7 +48,7 @@ class Sd3:
 class Sd3TextEncoder(nn.Module):
     """``StableDiffusion3Pipeline.encode_prompt`` from the token ids on, without guidance."""
 
-    def __init__(self, adapter: Sd3Adapter, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, adapter: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         pipeline = adapter.pipeline
         clips = (pipeline.text_encoder, pipeline.text_encoder_2)
@@ -105,14 +82,6 @@ def _eager(t5: Any, dtype: torch.dtype) -> Any:
     copy = cast(t5, dtype)
     copy.set_attn_implementation("eager")
     return copy
-
-
-def _tokenizer(tokenizer: Any, length: int) -> PipelineTokenizer:
-    def encode(prompts: list[str]) -> Tokens:
-        encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True)
-        return Tokens(np.array(encoded.input_ids), np.array(encoded.attention_mask))
-
-    return PipelineTokenizer(tokenizer, length, tokenizer.pad_token_id, encode)
 
 
 def _crop(pos_embed: Any, height: int, width: int) -> Tensor:

@@ -11,33 +11,15 @@ from typing import Any
 
 import pytest
 from pipelines import tiny_longcat, tiny_sd3
+from students import SIZES, write_card
 
 from distill.adapters.sd3 import Sd3Adapter
 from export.cli import main
-from export.components import graph
-from export.graphs import write_onnx
+from export.graphs import graph, write_onnx
 from export.precision import PRECISIONS
 from export.student import Student, load_student
 
-CARD: dict[str, Any] = {
-    "format": 1,
-    "name": "tiny",
-    "architecture": "sd3",
-    "steps": 4,
-    "sigmas": [1.0, 0.75, 0.5, 0.25],
-    "guidance_scale": 1.0,
-    "max_sequence_length": 16,
-    "height": 64,
-    "width": 64,
-}
-# 72x56 has 9 x 7 patches, where the position embeddings' crop is easily one row off.
-SIZES = "64x64,72x56"
-OPTIONS = ["--to", "onnx", "--sizes", SIZES, "--max-batch", "4"]
-
-
-def write_card(folder: Path, **changes: Any) -> Path:
-    (folder / "cdm.json").write_text(json.dumps(CARD | changes), encoding="utf-8")
-    return folder
+OPTIONS = ["--to", "onnx", "--sizes", ",".join(map(str, SIZES)), "--max-batch", "4"]
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 import json
 import math
-from typing import NoReturn
 
 import numpy as np
 import pytest
 
+from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from export.compare import (
     MOST_DB,
     Comparison,
@@ -16,8 +16,7 @@ from export.compare import (
     psnr_db,
     relative_rms,
 )
-from export.runtimes import Runtime
-from export.verify import Verification
+from export.verify import Candidate, Verification
 
 
 def test_figures_in_closed_form() -> None:
@@ -75,9 +74,9 @@ def test_only_what_is_beyond_tolerance_in_a_required_runtime_fails() -> None:
     good, bad, broken = comparison(1e-5), comparison(1e-3), comparison(math.nan)
     blurred = Picture("onnxruntime", "64x64", 59.0, 60.0)
     shared = Invariance("extra", "transformer", 3, "64x64", identical=False)
-    extra = Runtime("extra", open=never, serves=True, required=False)
-    fine = Runtime("fine", open=never, serves=True)
-    required = Runtime("onnxruntime", open=never)
+    extra = Candidate("extra", OnnxRuntime("cpu"), serves=True, required=False)
+    fine = Candidate("fine", OnnxRuntime("cpu"), serves=True)
+    required = Candidate("onnxruntime", OnnxRuntime("cpu"))
     verification = Verification(
         (required, extra, fine),
         (good, bad, broken, Picture("onnxruntime", "72x56", 61.0, 60.0), blurred, shared),
@@ -92,18 +91,14 @@ def test_only_what_is_beyond_tolerance_in_a_required_runtime_fails() -> None:
     json.dumps(verification.to_json())
 
 
-def never(path: object) -> NoReturn:
-    raise AssertionError(path)
-
-
 def test_json_holds_the_worst_picture() -> None:
-    runtime = Runtime("onnxruntime", open=never)
+    candidate = Candidate("onnxruntime", OnnxRuntime("cpu"))
     pictures = tuple(
         Picture("onnxruntime", size, psnr, 60.0)
         for size, psnr in (("64x64", 90.0), ("72x56", 80.0))
     )
     contents = json.loads(
-        json.dumps(Verification((runtime,), (comparison(1e-5), *pictures)).to_json())
+        json.dumps(Verification((candidate,), (comparison(1e-5), *pictures)).to_json())
     )
     assert contents["picture"]["size"] == "72x56" and contents["picture"]["psnr_db"] == 80.0
     assert contents["components"][0]["batch"] == 3 and contents["components"][0]["passed"]

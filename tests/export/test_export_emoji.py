@@ -2,19 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from students import plan_of
 
-from export.cases import Cases
+from cdm_serve.engine.manifest import COMPONENTS, Manifest, read_manifest
+from cdm_serve.engine.tokenizers import PromptTokenizer
 from export.cli import main
-from export.runtimes import runtimes
-from export.sizes import Size
 from export.student import load_student
-from export.tokenizers import read_tokenizers
+from export.verify import candidates, cases
 
 STUDENT = Path(__file__).parents[2] / "models" / "emoji-student"
-SIZES = (Size(64, 64), Size(72, 56))
 
 
 @pytest.mark.slow
@@ -25,18 +25,24 @@ def test_pictures_are_diffusers_and_every_batch_gives_the_same_bits(tmp_path: Pa
     contents = json.loads((folder / "export.json").read_text())
     assert contents["max_batch"] == 16
     assert contents["verification"]["picture"]["psnr_db"] >= 60
-    served = [r for r in runtimes("fp32") if r.name in contents["runtimes"]]
+    served = [each for each in candidates("fp32") if each.name in contents["runtimes"]]
     assert served[0].name == "openvino-f32"
-    student = load_student(STUDENT)
-    tokenizers = read_tokenizers(student.architecture.tokenizers(), folder)
-    cases = Cases(student, tokenizers, SIZES, max_batch=16)
-    for component in ("text_encoder", "transformer", "vae_decoder"):
-        full = [case for case in cases.of(component) if case.batch == 16]
-        for runtime in served:
-            session = runtime.open(folder / f"{component}.onnx")
+    student, plan = load_student(STUDENT), plan_of(max_batch=16)
+    for component in COMPONENTS:
+        full = [case for case in cases(student, plan, component) if case.batch == 16]
+        for candidate in served:
+            graph = candidate.runtime.load(folder / f"{component}.onnx")
             for case in full:
-                together = session.run(case.inputs)
+                inputs = graph_inputs(read_manifest(folder), case.rows)
+                together = graph.run(inputs)
                 for batch in range(1, 16):
-                    part = session.run({name: x[:batch] for name, x in case.inputs.items()})
+                    part = graph.run({name: x[:batch] for name, x in inputs.items()})
                     for name, rows in part.items():
-                        assert np.array_equal(rows, together[name][:batch]), (runtime.name, batch)
+                        assert np.array_equal(rows, together[name][:batch]), (candidate.name, batch)
+
+
+def graph_inputs(manifest: Manifest, rows: dict[str, Any]) -> dict[str, Any]:
+    if "prompts" not in rows:
+        return rows
+    tokens = PromptTokenizer(manifest.tokenizers)(rows["prompts"])
+    return {f"input_ids_{k}": ids for k, ids in enumerate(tokens.ids)}

@@ -9,18 +9,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+from students import SIZES, plan_of, verified
 
 from export import int8
-from export.cases import Cases
 from export.cli import main
 from export.errors import ExportError
 from export.int8 import QUANTIZED, calibrate, calibration_prompts, check_nncf, check_size, quantize
-from export.sizes import Size
 from export.student import Student
-from export.tokenizers import read_tokenizers
-from export.verify import Verification, verify
 
-SIZES = (Size(64, 64), Size(72, 56))
 PROMPTS = tuple(f"{a} {b}" for a in ("a fox", "two owls", "rain", "") for b in ("at night", "here"))
 
 
@@ -32,11 +28,6 @@ def quantized(exported: Path, student: Student, tmp_path_factory: pytest.TempPat
     for component in QUANTIZED:
         quantize(folder / f"{component}.onnx", component, rows[component])
     return Path(folder)
-
-
-def verified(student: Student, folder: Path) -> Verification:
-    tokenizers = read_tokenizers(student.architecture.tokenizers(), folder)
-    return verify(Cases(student, tokenizers, SIZES, max_batch=4), folder, "int8")
 
 
 def test_weights_and_activations_are_int8_with_fixed_scales(
@@ -66,7 +57,7 @@ def test_axes_stay_dynamic_and_named(quantized: Path, exported: Path) -> None:
 
 
 def test_pictures_stay_and_are_the_same_in_any_batch(quantized: Path, student: Student) -> None:
-    verification = verified(student, quantized)
+    verification = verified(student, quantized, plan_of("int8"))
     assert not verification.failures
     assert "openvino-f32" in verification.served
     contents = verification.to_json()
@@ -84,7 +75,7 @@ def test_scales_of_something_else_are_found(
     rows = calibrate(student, PROMPTS[:2], SIZES)["transformer"]
     faint = [row | {"latents": 0.001 * row["latents"]} for row in rows]
     quantize(folder / "transformer.onnx", "transformer", faint)
-    assert verified(student, folder).failures
+    assert verified(student, folder, plan_of("int8")).failures
 
 
 def test_the_same_calibration_gives_the_same_bytes(

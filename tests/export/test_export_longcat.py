@@ -7,16 +7,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from students import plan_of, verified
 from tokenizers import Tokenizer
 
-from export.architectures.longcat import RotaryTables
-from export.cases import Cases
-from export.quotation import pieces
-from export.runtimes import runtimes
-from export.sizes import Size
+from cdm_serve.engine.quotation import pieces
+from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
+from distill.adapters.packing import RotaryTables
 from export.student import Student
-from export.tokenizers import PROMPTS, read_tokenizers, write_tokenizers
-from export.verify import verify
+from export.tokenizers import PROMPTS, write_tokenizers
 
 WriteGraph = Callable[[Student, str, str], Path]
 
@@ -26,11 +24,8 @@ def test_every_component_and_whole_pictures_equal_diffusers(
 ) -> None:
     for component in ("text_encoder", "transformer", "vae_decoder"):
         folder = write_graph(longcat, component, "fp32").parent
-    tokenizers = longcat.architecture.tokenizers()
-    write_tokenizers(tokenizers, folder)
-    sizes = (Size(64, 64), Size(72, 56))
-    cases = Cases(longcat, read_tokenizers(tokenizers, folder), sizes, max_batch=3)
-    verification = verify(cases, folder, "fp32")
+    write_tokenizers(longcat.architecture.tokenizers(), folder)
+    verification = verified(longcat, folder, plan_of(max_batch=3))
     assert not verification.failures
     assert "openvino-f32" in verification.served
     pictures = verification.to_json()["pictures"]
@@ -60,16 +55,16 @@ def test_velocity_equals_diffusers(
             img_ids=image_ids,
         ).sample
     expected = pipeline._unpack_latents(velocity, 8 * rows, 8 * columns, 4)
-    session = runtimes("fp32")[0].open(write_graph(longcat, "transformer", "fp32"))
+    graph = OnnxRuntime("cpu").load(write_graph(longcat, "transformer", "fp32"))
     inputs = {"latents": latents, "sigma": sigma, "prompt_embeds": prompt_embeds}
-    found = session.run({name: tensor.detach().numpy() for name, tensor in inputs.items()})
+    found = graph.run({name: tensor.detach().numpy() for name, tensor in inputs.items()})
     np.testing.assert_allclose(found["velocity"], expected, atol=1e-5)
 
 
 def test_rotary_tables_are_diffusers_own(longcat: Student) -> None:
     pos_embed = longcat.adapter.pipeline.transformer.pos_embed
     ids = torch.tensor([[0, 0, 0], [0, 511, 511], [1, 512, 2047], [1, 1023, 700]])
-    for found, expected in zip(RotaryTables(pos_embed)(ids), pos_embed(ids), strict=True):
+    for found, expected in zip(RotaryTables(pos_embed, 2048)(ids), pos_embed(ids), strict=True):
         assert found.dtype == torch.float32
         assert torch.equal(found, expected)
 
@@ -106,10 +101,10 @@ def test_tokens_are_the_pipelines(longcat: Student, tmp_path: Path, prompt: str)
     (path,) = write_tokenizers([source], tmp_path)
     tokenizer = Tokenizer.from_file(str(path))
     ids = [i for p in pieces(prompt) for i in tokenizer.encode(p, add_special_tokens=False).ids]
-    expected = source.encode([prompt])
-    count = int(expected.mask.sum())
-    assert ids[:512] == expected.ids[0, :count].tolist()
-    assert (expected.ids[0, count:] == source.pad_id).all()
+    expected, mask = source.encode([prompt])
+    count = int(mask.sum())
+    assert ids[:512] == expected[0, :count].tolist()
+    assert (expected[0, count:] == source.pad_id).all()
 
 
 def test_different_inner_apostrophes_stay() -> None:

@@ -8,13 +8,11 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from students import SIZES, plan_of, verified
 
-from export.cases import Cases
 from export.precision import cast
-from export.sizes import Size
 from export.student import Student
-from export.tokenizers import read_tokenizers, write_tokenizers
-from export.verify import verify
+from export.tokenizers import write_tokenizers
 
 WriteGraph = Callable[[Student, str, str], Path]
 ONNX_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -63,16 +61,14 @@ def test_graphs_of_a_precision_are_close_to_torch(
     architecture: str,
     precision: str,
     components: tuple[str, ...],
-    tmp_path: Path,
 ) -> None:
     student = request.getfixturevalue("student" if architecture == "sd3" else architecture)
     folder = write_graph(student, components[0], precision).parent
     for component in components:
         _check_types(onnx.load(write_graph(student, component, precision)), ONNX_TYPES[precision])
-    tokenizers = student.architecture.tokenizers()
-    write_tokenizers(tokenizers, tmp_path)
-    cases = Cases(student, read_tokenizers(tokenizers, tmp_path), (Size(72, 56),), max_batch=3)
-    verification = verify(cases, folder, precision, components)
+    write_tokenizers(student.architecture.tokenizers(), folder)
+    plan = plan_of(precision, components, SIZES[1:], max_batch=3)
+    verification = verified(student, folder, plan)
     assert not verification.failures
     compared = verification.to_json()["components"]
     errors = [each["relative_rms"] for each in compared if each["measure"] == "relative_rms"]

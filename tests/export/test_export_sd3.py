@@ -7,10 +7,10 @@ import pytest
 import torch
 from pipelines import tiny_sd3
 
+from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from distill.adapters import load_adapter
 from distill.adapters.sd3 import Sd3Adapter
 from export.architectures.sd3 import Sd3, Sd3TextEncoder
-from export.runtimes import runtimes
 
 PROMPTS = ["a fox in the snow", "", "two owls"]
 # Patch counts: even, odd, odd by even, the least, the most the position embeddings hold.
@@ -18,7 +18,7 @@ LATENTS = [(16, 16), (18, 14), (18, 16), (2, 2), (48, 48)]
 
 
 def input_ids(adapter: Sd3Adapter) -> list[torch.Tensor]:
-    return [torch.from_numpy(t.encode(PROMPTS).ids) for t in Sd3(adapter).tokenizers()]
+    return [torch.from_numpy(t.encode(PROMPTS)[0]) for t in Sd3(adapter).tokenizers()]
 
 
 @pytest.mark.parametrize("zero_tokens", [0, 5])
@@ -34,9 +34,9 @@ def test_without_t5_the_pipelines_zero_tokens_follow(tmp_path: Path, zero_tokens
 
 
 def test_t5_follows_the_clips(exported: Path, adapter: Sd3Adapter) -> None:
-    session = runtimes("fp32")[0].open(exported / "1" / "text_encoder.onnx")
+    graph = OnnxRuntime("cpu").load(exported / "1" / "text_encoder.onnx")
     ids = {f"input_ids_{i}": each.numpy() for i, each in enumerate(input_ids(adapter))}
-    found = session.run(ids)
+    found = graph.run(ids)
     expected = adapter.encode(PROMPTS)
     assert found["prompt_embeds"].shape == (3, 24 + 16, 72)
     np.testing.assert_allclose(found["prompt_embeds"], expected.tensors["prompt_embeds"], atol=1e-5)
@@ -60,9 +60,9 @@ def test_velocity_equals_diffusers(
             encoder_hidden_states=condition.tensors["prompt_embeds"],
             pooled_projections=condition.tensors["pooled"],
         ).sample
-    session = runtimes("fp32")[0].open(exported / "1" / "transformer.onnx")
-    inputs = {"latents": latents, "sigma": sigma, **vars(condition)}
-    found = session.run({name: tensor.numpy() for name, tensor in inputs.items()})
+    graph = OnnxRuntime("cpu").load(exported / "1" / "transformer.onnx")
+    inputs = {"latents": latents, "sigma": sigma, **condition.tensors}
+    found = graph.run({name: tensor.numpy() for name, tensor in inputs.items()})
     np.testing.assert_allclose(found["velocity"], expected, atol=1e-5)
 
 

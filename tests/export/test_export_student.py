@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from export.errors import ExportError
-from export.sizes import Size
+from export.request import Size
 from export.student import Student, load_student
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -9,13 +9,11 @@ import onnx
 import pytest
 
 from export.cli import main
-from export.gpu import first_gpu
 from export.plan import Plan, plan
 from export.profiles import Profile, profiles, trtexec
-from export.request import Request
-from export.sizes import Size
+from export.request import EngineOptions, Request, Size
 from export.student import Student
-from export.tensorrt import Options
+from export.tensorrt import first_gpu
 
 WriteGraph = Callable[[Student, str, str], Path]
 SIZES = (Size(64, 64), Size(72, 56))
@@ -126,14 +124,14 @@ def test_trtexec_lines() -> None:
     shape = ((1, 4, 8, 8), (2, 4, 8, 8), (2, 4, 8, 8))
     sigma = ((1,), (2,), (2,))
     one = Profile("64x64", {"latents": shape, "sigma": sigma})
-    options = Options(True, True, True, Path("timing.cache")).trtexec()
+    options = EngineOptions(True, True, True, Path("timing.cache"))
     assert trtexec("transformer", [one], options) == (
         "trtexec --onnx=transformer.onnx --saveEngine=transformer.plan "
         "--minShapes=latents:1x4x8x8,sigma:1 --optShapes=latents:2x4x8x8,sigma:2 "
         "--maxShapes=latents:2x4x8x8,sigma:2 --refit --versionCompatible "
         "--hardwareCompatibilityLevel=ampere+ --timingCacheFile=timing.cache --skipInference"
     )
-    two = trtexec("transformer", [one, one], []).split()
+    two = trtexec("transformer", [one, one], EngineOptions()).split()
     assert two[3] == "--profile=0" and two[7] == "--profile=1"
 
 
@@ -157,7 +155,7 @@ def test_engines_are_of_half_precision_and_graphs_of_float32_by_default(
     student: Student, longcat: Student
 ) -> None:
     graphs = Request(Path("student"), Path("out"))
-    engines = Request(Path("student"), Path("out"), tensorrt=Options())
+    engines = Request(Path("student"), Path("out"), tensorrt=EngineOptions())
     assert plan(engines, student).precision.name == "fp16"
     assert plan(engines, longcat).precision.name == "bf16"
     assert plan(graphs, longcat).precision.name == "fp32"

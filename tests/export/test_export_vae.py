@@ -5,9 +5,9 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
+from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from distill.adapters.sd3 import Sd3Adapter
-from export.components import Decoder
-from export.runtimes import runtimes
+from export.graphs import Decoder
 
 
 class Passthrough(Sd3Adapter):
@@ -36,8 +36,8 @@ def test_image_equals_diffusers(
     with torch.no_grad():
         decoded = pipeline.vae.decode(latents / config.scaling_factor + config.shift_factor).sample
     expected = np.stack(pipeline.image_processor.postprocess(decoded, output_type="pil"))
-    session = runtimes("fp32")[0].open(exported / "1" / "vae_decoder.onnx")
-    image = session.run({"latents": latents.numpy()})["image"]
+    graph = OnnxRuntime("cpu").load(exported / "1" / "vae_decoder.onnx")
+    image = graph.run({"latents": latents.numpy()})["image"]
     assert image.shape == (2, 4 * height, 4 * width, 3) and image.dtype == np.uint8
     difference = np.abs(image.astype(int) - expected)
     assert difference.max() <= 1 and difference.mean() < 1e-3

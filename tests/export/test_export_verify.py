@@ -7,36 +7,25 @@ import pytest
 from onnxruntime.quantization import quantize_dynamic
 from pipelines import tiny_sd3
 from rich.console import Console
+from students import SIZES, plan_of, verified
 
-from export.cases import Cases
-from export.compare import Comparison, Invariance, Picture
+from cdm_serve.engine.manifest import COMPONENTS
+from cdm_serve.engine.runtimes.onnxruntime import OnnxGraph, OnnxRuntime
+from export.compare import Comparison, Invariance, Picture, verification_table
 from export.errors import VerificationError
 from export.exporter import finish
-from export.plan import Plan
-from export.precision import PRECISIONS
 from export.repository import staged
-from export.request import COMPONENTS
-from export.runtimes import Runtime, runtimes
-from export.sizes import Size
 from export.student import Student, load_student
-from export.table import verification_table
-from export.tokenizers import read_tokenizers
-from export.verify import Verification, verify
+from export.verify import Candidate, candidates
 
-SIZES = (Size(64, 64), Size(72, 56))
-PLAN = Plan("tiny", SIZES, PRECISIONS["fp32"], 4, COMPONENTS)
-
-
-def verified(student: Student, folder: Path) -> Verification:
-    tokenizers = read_tokenizers(student.architecture.tokenizers(), folder)
-    return verify(Cases(student, tokenizers, SIZES, max_batch=4), folder, "fp32")
+PLAN = plan_of()
 
 
 def test_every_output_is_compared_at_every_batch_and_size_in_every_runtime(
     exported: Path, student: Student
 ) -> None:
-    verification = verified(student, exported / "1")
-    names = [runtime.name for runtime in runtimes("fp32")]
+    verification = verified(student, exported / "1", PLAN)
+    names = [each.name for each in candidates("fp32")]
     assert names[:2] == ["onnxruntime", "openvino-f32"]
     assert not verification.failures
     assert verification.served == names[1:]
@@ -67,12 +56,12 @@ def impostor(tmp_path: Path) -> Student:
 
 
 def test_another_students_weights_are_noticed_everywhere(exported: Path, impostor: Student) -> None:
-    verification = verified(impostor, exported / "1")
+    verification = verified(impostor, exported / "1", PLAN)
     # The graphs give the same bits alone and in a batch, whoever's they are.
     wrong = [c for c in verification.checks if not isinstance(c, Invariance)]
     assert not any(check.passed for check in wrong)
     assert verification.served == []
-    assert verification_table(verification).row_count > len(wrong)
+    assert verification_table(verification.checks).row_count > len(wrong)
 
 
 def test_a_failed_verification_replaces_nothing(
@@ -112,7 +101,7 @@ def test_a_graph_whose_samples_see_each_other_is_refused(
         ]
     )
     onnx.save(model, folder / "transformer.onnx")
-    verification = verified(student, folder)
+    verification = verified(student, folder, PLAN)
     failures = verification.failures
     assert {(type(f), f.runtime) for f in failures} == {(Invariance, "openvino-f32")}
     assert "transformer in openvino-f32 at batch 4" in str(failures[0])
@@ -125,17 +114,14 @@ def test_dynamic_int8_is_refused_for_serving(
 ) -> None:
     """One scale for the activations of a whole batch: one user's picture changes another's."""
     quantize_dynamic(exported / "1" / "transformer.onnx", tmp_path / "int8.onnx")
-    onnxruntime = runtimes("fp32")[0]
-    int8 = Runtime(
-        "onnxruntime-int8",
-        lambda _: onnxruntime.open(tmp_path / "int8.onnx"),
-        arithmetic="bf16",
-        serves=True,
-        required=False,
-    )
-    tokenizers = read_tokenizers(student.architecture.tokenizers(), exported / "1")
-    cases = Cases(student, tokenizers, SIZES, max_batch=4)
-    verification = verify(cases, exported / "1", "fp32", ("transformer",), (int8,))
+
+    class Int8(OnnxRuntime):
+        def load(self, path: Path) -> OnnxGraph:
+            return super().load(tmp_path / "int8.onnx")
+
+    int8 = Candidate("onnxruntime-int8", Int8("cpu"), "bf16", serves=True, required=False)
+    plan = plan_of(components=("transformer",))
+    verification = verified(student, exported / "1", plan, (int8,))
     assert not verification.failures
     assert isinstance(verification.refused["onnxruntime-int8"], Invariance)
     assert "onnxruntime-int8" not in verification.served

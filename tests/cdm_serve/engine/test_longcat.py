@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +13,13 @@ from diffusers import LongCatImagePipeline
 from openai import OpenAI
 from PIL import Image
 from pipelines import tiny_longcat
+from students import write_card
 
 from benchmarks.engine_pictures import draw
-from cdm_serve.engine import quotation
 from cdm_serve.engine.manifest import read_manifest
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtimes import open_runtime
-from cdm_serve.engine.tokenize import PromptTokenizer
-from export.quotation import pieces
+from cdm_serve.engine.tokenizers import PromptTokenizer
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = ["a fox in the snow", 'a sign that says "open"', "", "it's an owl"]
@@ -30,18 +28,9 @@ PROMPTS = ["a fox in the snow", 'a sign that says "open"', "", "it's an owl"]
 @pytest.fixture(scope="module")
 def longcat(tmp_path_factory):
     folder = tiny_longcat(tmp_path_factory.mktemp("longcat") / "longcat")
-    card = {
-        "format": 1,
-        "name": "longcat",
-        "architecture": "longcat",
-        "steps": 4,
-        "sigmas": [1.0, 0.75, 0.5, 0.25],
-        "guidance_scale": 1.0,
-        "max_sequence_length": 512,
-        "height": 56,
-        "width": 72,
-    }
-    (folder / "cdm.json").write_text(json.dumps(card))
+    write_card(
+        folder, name="longcat", architecture="longcat", max_sequence_length=512, height=56, width=72
+    )
     return folder
 
 
@@ -93,11 +82,6 @@ def test_counts_leave_out_the_padding(exported):
     tokens = PromptTokenizer(manifest.tokenizers)(PROMPTS)
     assert tokens.ids[0].shape == tokens.masks[0].shape == (4, 512)
     assert tokens.counts == tuple(map(len, PROMPTS))  # the tiny one's tokens are bytes
-
-
-@pytest.mark.parametrize("prompt", [*PROMPTS, "'a' and 'b\"", "don't \u2018say\u2019 it's “so”"])
-def test_prompts_are_split_as_the_export_was_checked_with(prompt):
-    assert quotation.pieces(prompt) == pieces(prompt)
 
 
 @pytest.mark.slow

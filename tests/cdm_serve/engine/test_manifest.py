@@ -42,7 +42,7 @@ def description() -> dict:
         "sigmas": {"64x32": grids},
         "tokenizers": [stamp("tokenizer_0.json") | {"length": 24, "pad_id": 1}],
         "components": {
-            "text_encoder": stamp("text_encoder.onnx"),
+            "text_encoder": stamp("text_encoder.onnx") | {"outputs": {"prompt_embeds": {}}},
             "transformer": stamp("transformer.onnx") | {"data": stamp("transformer.onnx.data")},
             "vae_decoder": stamp("vae_decoder.onnx"),
         },
@@ -63,6 +63,7 @@ def test_reads_what_an_export_says(folder):
     assert manifest.sigmas["64x32"][2] == (1.0, 0.75, 0.0)
     assert manifest.max_steps == 2
     assert manifest.components["transformer"] == folder / "transformer.onnx"
+    assert manifest.conditions == ("prompt_embeds",)
     assert manifest.tokenizers[0].pad_id == 1 and not manifest.tokenizers[0].quotation
     assert (manifest.runtimes, manifest.max_batch) == (("openvino-f32",), 16)
 

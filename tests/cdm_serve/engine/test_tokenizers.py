@@ -1,7 +1,7 @@
 import pytest
 from transformers import CLIPTokenizer
 
-from cdm_serve.engine.tokenize import PromptTokenizer
+from cdm_serve.engine.tokenizers import PromptTokenizer
 
 PROMPTS = ["", "a fox", "A  Fox\nin the SNOW!", "größer 狐狸 🦊", "long " * 40, "<|endoftext|> x"]
 
