@@ -21,8 +21,8 @@ from export.int8 import (
     QUANTIZED,
     calibrate,
     calibration_prompts,
-    check_nncf,
     check_size,
+    load_nncf,
     quantize,
 )
 from export.manifest import manifest, write_manifest
@@ -108,7 +108,7 @@ def _load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
     """The student, and what of it is exported."""
     prompts: tuple[str, ...] = ()
     if request.calibration is not None:
-        check_nncf()
+        load_nncf()
         prompts = calibration_prompts(request.calibration)
     with stage(console, "load the student"):
         student = load_student(request.student)

@@ -10,8 +10,7 @@ biases by the mean error that quantizing leaves.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
 from itertools import pairwise
@@ -41,13 +40,17 @@ LIMIT = 2**31
 Row = dict[str, NDArray[Any]]  # a graph's inputs
 
 
-def check_nncf() -> None:
-    """See that NNCF is there, before any work.
+def load_nncf() -> Any:
+    """The package, asked for before any work.
 
     Raises:
         ExportError: it is not installed.
     """
-    _nncf()
+    os.environ.setdefault("NNCF_CI", "1")  # otherwise it reports its use to its makers
+    try:
+        return import_module("nncf")
+    except ImportError as error:
+        raise ExportError("--precision int8 needs NNCF: pip install 'cdm-serve[int8]'") from error
 
 
 def check_size(student: Student) -> None:
@@ -112,9 +115,9 @@ def quantize(path: Path, component: str, rows: list[Row]) -> None:
 
     A large one's weights go to ``path`` + ``.data``.
     """
-    nncf = _nncf()
+    nncf = load_nncf()
     kind = nncf.ModelType.TRANSFORMER if component == "transformer" else None
-    with _silent():
+    with redirect_stdout(StringIO()):  # no bars of its own over ours
         quantized = nncf.quantize(
             onnx.load(path),
             nncf.Dataset(rows),
@@ -130,19 +133,3 @@ def quantize(path: Path, component: str, rows: list[Row]) -> None:
         save_as_external_data=quantized.ByteSize() > INLINE_LIMIT,
         location=data.name,
     )
-
-
-def _nncf() -> Any:
-    os.environ.setdefault("NNCF_CI", "1")  # otherwise it reports its use to its makers
-    try:
-        nncf = import_module("nncf")
-    except ImportError as error:
-        raise ExportError("--precision int8 needs NNCF: pip install 'cdm-serve[int8]'") from error
-    return nncf
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """No bars of NNCF's own over ours."""
-    with redirect_stdout(StringIO()):
-        yield

@@ -15,80 +15,48 @@ on if ``hardware_compatible``.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from cdm_serve.engine.manifest import file_sha256
+from cdm_serve.engine.runtimes.cuda import cupy_on_gpu
+from cdm_serve.engine.runtimes.tensorrt import TensorRt
+from cdm_serve.errors import StartError
 from export.errors import ExportError
 from export.profiles import Profile
 from export.request import EngineOptions
 
 LEAST_VERSION = 11
-_CAPABILITY = (75, 76)  # major and minor, from cuda.h
 Report = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU's name and compute capability, such as ``9.0``."""
-
-    name: str
-    compute_capability: str
-
-
-def check_available() -> Gpu:
-    """The GPU to build for.
+def check_available() -> dict[str, str]:
+    """The ``gpu`` to build for and its ``compute_capability``.
 
     Raises:
-        ExportError: there is no GPU or no TensorRT of the version this is written for.
+        ExportError: there is no GPU, or no TensorRT of the version this is written for.
     """
-    gpu = first_gpu()
-    if gpu is None:
+    try:
+        TensorRt()
+    except StartError as error:
         raise ExportError(
-            "--to tensorrt builds on the GPU that will serve, and none is visible here; run it "
-            "there, with --gpus all in a container, or see what it would build with --dry-run"
-        )
-    for package in ("tensorrt", "cupy"):
-        if find_spec(package) is None:
-            raise ExportError(
-                f"{package} is not installed; get it with: "
-                "pip install 'cdm-serve[export,tensorrt]' "
-                "--extra-index-url https://pypi.nvidia.com, or use the container "
-                "nvcr.io/nvidia/tensorrt"
-            )
+            f"--to tensorrt builds on the GPU that will serve: {error}; run it there, or see what "
+            "it would build with --dry-run"
+        ) from error
     found = version("tensorrt")
     if int(found.split(".")[0]) < LEAST_VERSION:
         raise ExportError(
             f"tensorrt {found} is installed, {LEAST_VERSION} or later is needed: "
             f"pip install -U 'tensorrt>={LEAST_VERSION}' --extra-index-url https://pypi.nvidia.com"
         )
-    return gpu
-
-
-def first_gpu() -> Gpu | None:
-    """The first GPU that the driver shows; ``None`` without a driver or a GPU.
-
-    By the driver's own library: no torch and no TensorRT is needed to look.
-    """
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
-        return None
-    cuda.cuDeviceGetName(name, len(name), device)
-    capability = []
-    for attribute in _CAPABILITY:
-        value = ctypes.c_int()
-        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        capability.append(str(value.value))
-    return Gpu(name.value.decode(), ".".join(capability))
+    gpu = cupy_on_gpu().cuda.runtime.getDeviceProperties(0)
+    return {
+        "gpu": gpu["name"].decode(),
+        "compute_capability": f"{gpu['major']}.{gpu['minor']}",
+    }
 
 
 def build_engine(
@@ -141,12 +109,12 @@ def build_engine(
 
 
 def stamp(
-    folder: Path, profiles: dict[str, list[Profile]], options: EngineOptions, gpu: Gpu
+    folder: Path, profiles: dict[str, list[Profile]], options: EngineOptions, gpu: dict[str, str]
 ) -> dict[str, Any]:
     """The ``tensorrt`` entry of export.json for the engines in ``folder``."""
     return {
         "version": version("tensorrt"),
-        **asdict(gpu),
+        **gpu,
         "options": {key: value for key, value in asdict(options).items() if key != "timing_cache"},
         "components": {
             component: {

@@ -14,7 +14,7 @@ from students import SIZES, plan_of, verified
 from export import int8
 from export.cli import main
 from export.errors import ExportError
-from export.int8 import QUANTIZED, calibrate, calibration_prompts, check_nncf, check_size, quantize
+from export.int8 import QUANTIZED, calibrate, calibration_prompts, check_size, load_nncf, quantize
 from export.student import Student
 
 PROMPTS = tuple(f"{a} {b}" for a in ("a fox", "two owls", "rain", "") for b in ("at night", "here"))
@@ -128,7 +128,7 @@ def test_a_graph_that_is_too_large(student: Student, monkeypatch: pytest.MonkeyP
 def test_without_nncf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ExportError, match=r"pip install 'cdm-serve\[int8\]'"):
-        check_nncf()
+        load_nncf()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def cupy_on_gpu() -> ModuleType:
     Raises:
         StartError: it or a GPU is missing.
     """
-    cupy = package("cupy", "cupy-cuda13x")
+    cupy = package("cupy", "'cdm-serve[cuda]'")
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError:
@@ -45,8 +45,8 @@ def on_host(array: Array) -> NDArray[Any]:
     return host
 
 
-def package(name: str, distribution: str) -> ModuleType:
-    """The package, or what to install.
+def package(name: str, what: str) -> ModuleType:
+    """The package; ``what`` is to be installed to have it.
 
     Raises:
         StartError: it is missing.
@@ -54,7 +54,4 @@ def package(name: str, distribution: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise StartError(
-            f"the package {name} is missing: pip install {distribution} "
-            "(the build for this machine's CUDA)"
-        ) from error
+        raise StartError(f"the package {name} is missing: pip install {what}") from error

@@ -32,7 +32,7 @@ class OnnxRuntime:
             StartError: a package, the provider or the GPU is missing.
         """
         self._device = device
-        self._onnxruntime = package("onnxruntime", "onnxruntime-gpu")
+        self._onnxruntime = package("onnxruntime", "'cdm-serve[cuda]'")
         if PROVIDERS[device] not in self._onnxruntime.get_available_providers():
             raise StartError(
                 f"this onnxruntime has no {PROVIDERS[device]}: "

@@ -1,6 +1,5 @@
 """TensorRT engines (version 11), built beforehand for this GPU."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdm_serve.engine.runtimes.cuda import address, cupy_on_gpu, on_host
+from cdm_serve.engine.runtimes.cuda import address, cupy_on_gpu, on_host, package
 from cdm_serve.engine.runtimes.runtime import Array, Arrays
 from cdm_serve.errors import StartError
 
@@ -23,13 +22,8 @@ class TensorRt:
         Raises:
             StartError: a package or the GPU is missing.
         """
-        try:
-            self._tensorrt = importlib.import_module("tensorrt")
-        except ImportError as error:
-            raise StartError(
-                "the package tensorrt is missing: pip install tensorrt (from NVIDIA's index), or "
-                "serve in a container that has it"
-            ) from error
+        index = "--extra-index-url https://pypi.nvidia.com"
+        self._tensorrt = package("tensorrt", f"'cdm-serve[tensorrt]' {index}")
         self._cupy = cupy_on_gpu()
         self._runtime = self._tensorrt.Runtime(self._tensorrt.Logger(self._tensorrt.Logger.ERROR))
 

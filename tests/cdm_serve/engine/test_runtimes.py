@@ -77,7 +77,7 @@ def test_a_runtime_that_is_not_fit_is_refused(fit, name, precision):
     ("name", "complaint"),
     [
         ("onnxruntime", r"this onnxruntime has no CUDAExecutionProvider: .*cdm-serve\[cuda"),
-        ("tensorrt", "the package tensorrt is missing: pip install tensorrt"),
+        ("tensorrt", "the package tensorrt is missing: pip install .*cdm-serve.tensorrt"),
     ],
 )
 def test_without_a_gpu_they_say_what_is_missing(name, complaint):
