@@ -93,18 +93,16 @@ def model_index(path_or_name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a pipeline is made of: its class, its components, and its settings that are none."""
+    """What a pipeline is made of: its class and library and class of its components."""
 
     pipeline: Any
     components: Components
-    settings: dict[str, Any]
 
     def adapter(self, loaded: dict[str, Any], max_sequence_length: int | None) -> Adapter:
         """The adapter around the loaded components; those that are absent are None."""
         made = adapter_class(self.pipeline.__name__)
         absent = dict.fromkeys(_needed(self.pipeline) - loaded.keys())
-        pipeline = self.pipeline(**absent, **loaded, **self.settings)
-        adapter: Adapter = made(pipeline, max_sequence_length)
+        adapter: Adapter = made(self.pipeline(**absent, **loaded), max_sequence_length)
         return adapter
 
 
@@ -118,11 +116,11 @@ def _parts(path_or_name: str) -> _Parts:
             f"adapter for; known pipelines: {', '.join(ARCHITECTURES)}"
         )
     adapter, pipeline = adapter_class(class_name), getattr(diffusers, class_name)
-    listed = {name: index[name] for name in inspect.signature(pipeline).parameters if name in index}
     components = {
         name: (entry[0], entry[1])
-        for name, entry in listed.items()
-        if name not in adapter.ignored
+        for name, entry in index.items()
+        if name in inspect.signature(pipeline).parameters
+        and name not in adapter.ignored
         and isinstance(entry, list)
         and len(entry) == 2
         and all(isinstance(part, str) for part in entry)
@@ -138,8 +136,7 @@ def _parts(path_or_name: str) -> _Parts:
             f"{path_or_name}: model_index.json lists no {' and no '.join(missing)}, which "
             f"{class_name} needs"
         )
-    settings = {name: value for name, value in listed.items() if not isinstance(value, list)}
-    return _Parts(pipeline, components, settings)
+    return _Parts(pipeline, components)
 
 
 def _needed(pipeline: Any) -> set[str]:

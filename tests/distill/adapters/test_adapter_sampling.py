@@ -3,12 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from pipelines import tiny_longcat, tiny_sd3
+from auraflow import REGISTRY_LINE
+from pipelines import tiny_auraflow, tiny_longcat, tiny_sd3
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn import ModuleList
 
 from distill.adapters import Adapter, Condition, load_adapter
+from distill.adapters.registry import ARCHITECTURES
 from distill.flow import sample
 
 PROMPTS = ["a fox in the snow", "a sign that says 'two owls'"]
@@ -16,7 +20,7 @@ SIGMAS = [1.0, 0.75, 0.5, 0.25]
 SIZES = [(64, 64), (64, 96), (104, 40)]  # the last has 13 by 5 patches
 
 
-@pytest.fixture(scope="module", params=["sd3", "sd3+t5", "longcat"])
+@pytest.fixture(scope="module", params=["sd3", "sd3+t5", "longcat", "auraflow"])
 def loaded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Adapter, dict[str, Any]]:
@@ -25,6 +29,11 @@ def loaded(
     if request.param == "longcat":
         adapter = load_adapter(str(tiny_longcat(folder)))
         arguments: dict[str, Any] = {"enable_prompt_rewrite": False}
+    elif request.param == "auraflow":
+        with pytest.MonkeyPatch.context() as registry:
+            registry.setitem(ARCHITECTURES, "AuraFlowPipeline", REGISTRY_LINE)
+            adapter = load_adapter(str(tiny_auraflow(folder)), max_sequence_length=20)
+        arguments = {"max_sequence_length": 20}
     else:
         t5 = request.param == "sd3+t5"
         length = 16 if t5 else 0
@@ -69,6 +78,38 @@ def test_four_steps_are_the_pipelines_picture_bit_for_bit(
     assert torch.equal(pictures, expected)
     assert pictures.std() > 0.1
     assert not torch.allclose(latents, noise, atol=0.1)
+
+
+def test_the_pipelines_own_picture(adapter: Adapter) -> None:
+    picture = adapter.picture(PROMPTS[0], 4, 64, 96, torch.Generator().manual_seed(3))
+    shape = (1, *adapter.latent_shape(64, 96))
+    latents = sample(
+        lambda x, sigma, condition: adapter.velocity(adapter.transformer, x, sigma, condition),
+        torch.randn(shape, generator=torch.Generator().manual_seed(3)),
+        adapter.sigmas(4, 64, 96),
+        adapter.encode(PROMPTS[:1]),
+    )
+    (ours,) = adapter.pipeline.image_processor.postprocess(adapter.decode(latents))
+    assert np.array_equal(np.asarray(picture), np.asarray(ours))
+
+
+def test_a_condition_without_contents_has_the_real_ones_shapes(adapter: Adapter) -> None:
+    with torch.device("meta"):
+        empty = adapter.empty_condition(2).tensors
+    real = adapter.encode(PROMPTS).tensors
+    assert {n: t.shape for n, t in empty.items()} == {n: t.shape for n, t in real.items()}
+    assert {t.device.type for t in empty.values()} == {"meta"}
+
+
+def test_pictures_are_encoded_as_the_vae_decodes_them(adapter: Adapter) -> None:
+    """To its mean, on the scale of the latents that the transformer knows."""
+    vae = adapter.pipeline.vae
+    pictures = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = adapter.encode_pictures(pictures)
+    assert latents.shape == (2, *adapter.latent_shape(64, 96)) and latents.dtype == torch.float32
+    with torch.no_grad():
+        expected = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+    torch.testing.assert_close(adapter.decode(latents), expected, rtol=0, atol=1e-5)
 
 
 def test_guided_steps_are_the_pipelines_latents(
@@ -150,9 +191,8 @@ def test_the_teacher_trains_with_checkpointing(adapter: Adapter) -> None:
         if checkpointing:
             transformer.enable_gradient_checkpointing()
         blocks: list[torch.nn.Module] = []
-        hook = transformer.transformer_blocks[0].register_forward_pre_hook(
-            lambda block, _, blocks=blocks: blocks.append(block)
-        )
+        first = next(each for each in transformer.children() if isinstance(each, ModuleList))[0]
+        hook = first.register_forward_pre_hook(lambda block, _, blocks=blocks: blocks.append(block))
         velocity = adapter.velocity(transformer, x, torch.tensor([0.9, 0.2]), condition)
         gradients.append(torch.autograd.grad(velocity.square().mean(), transformer.parameters()))
         hook.remove()
