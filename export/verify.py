@@ -56,7 +56,7 @@ class Candidate:
     Attributes:
         name: the package and, where it is not the graph's own, the arithmetic: ``openvino-bf16``.
         arithmetic: a type it computes in that may be coarser than the graph's own.
-        serves: whether serving may use it, which asks for the same bits in every batch.
+        serves: whether serving may use it, which on a CPU asks for the same bits in every batch.
         required: whether the export fails with it; what is not is only left out of serving.
     """
 
@@ -164,7 +164,8 @@ def verify(
             pipeline = Pipeline(part, candidate.runtime)
             tolerance = _tolerance(candidate, _precision_of(component, plan))
             for case in expected:
-                invariant = candidate.serves and case.batch == plan.max_batch > 1
+                # On a GPU rows differ a little by their company; its warm-up says how much.
+                exact = candidate.serves and candidate.runtime.batches == "exact"
                 where: dict[str, Any] = {"runtime": candidate.name, "component": component}
                 where |= {"batch": case.batch, "size": case.size}
                 found = _run(pipeline, component, case.rows)
@@ -172,7 +173,7 @@ def verify(
                     compare(found[name], array, tolerance, output=name, **where)
                     for name, array in case.expected.items()
                 ]
-                if invariant:
+                if exact and case.batch == plan.max_batch > 1:
                     identical = _as_alone(pipeline, component, case.rows, found)
                     checks.append(Invariance(identical=identical, **where))
             for size in plan.sizes if plan.whole else ():
