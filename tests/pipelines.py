@@ -112,7 +112,7 @@ def tiny_auraflow(folder: Path | str, seed: int = 0) -> Path:
                 num_attention_heads=4,
                 joint_attention_dim=24,
                 caption_projection_dim=32,
-                pos_embed_max_size=144,
+                pos_embed_max_size=256,
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
             vae=_vae(channels=4, scaling_factor=0.13025, shift_factor=None),
