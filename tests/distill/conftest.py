@@ -18,6 +18,26 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_sd3(tmp_path_factory.mktemp("distill") / "teacher")
 
 
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def write_recipe(teacher: Path) -> Write:
+    """A recipe file in a folder: the tiny teacher's at 64 x 64, and more keys and tables."""
+
+    def write(folder: Path, more: str, teacher: Path = teacher, output: str = "student") -> Path:
+        (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+        path = folder / "tiny.toml"
+        path.write_text(
+            f'teacher = "{teacher}"\noutput = "{folder / output}"\n'
+            f'prompts = "{folder / "prompts.txt"}"\n'
+            f"height = 64\nwidth = 64\nmax_sequence_length = 0\n{more}"
+        )
+        return path
+
+    return write
+
+
 @pytest.fixture
 def adapter(teacher: Path) -> Adapter:
     return load_adapter(str(teacher), max_sequence_length=0)

@@ -25,21 +25,16 @@ print(f"processes {processes.count} sharded {bool(processes.sharded)}\\n", end="
 """
 
 
-def test_all_are_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(SHAPES)
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_accelerate_reads_it(name: str) -> None:
-    machines, processes, kind = SHAPES[name]
-    config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_it(path: Path) -> None:
+    machines, processes, kind = SHAPES[path.stem]
+    config = load_config_from_file(str(path))
     assert (config.num_machines, config.num_processes) == (machines, processes)
     assert config.distributed_type == kind
     if kind == "FSDP":
         assert config.fsdp_config == {"fsdp_version": 2}
 
 
-@pytest.mark.slow
 def test_two_processes_of_the_sharded_one_run_without_a_gpu(tmp_path: Path) -> None:
     """The plain ones are not run: without GPUs accelerate starts several processes only by MPI.
 

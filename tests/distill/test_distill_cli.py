@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from diffusers import StableDiffusion3Pipeline
-from pipelines import PROMPTS
 
 from distill import checkpoint
 from distill.cli import main
@@ -19,17 +19,10 @@ UPDATES = 10
 
 
 @pytest.fixture
-def recipe_file(teacher: Path, tmp_path: Path) -> Path:
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    path = tmp_path / "tiny.toml"
-    path.write_text(
+def recipe_file(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
+    return write_recipe(
+        tmp_path,
         f"""
-        teacher = "{teacher}"
-        output = "{tmp_path / "student"}"
-        prompts = "{tmp_path / "prompts.txt"}"
-        height = 64
-        width = 64
-        max_sequence_length = 0
         updates = {UPDATES}
         batch = 8
         [schedule]
@@ -45,9 +38,8 @@ def recipe_file(teacher: Path, tmp_path: Path) -> Path:
         [runtime]
         device = "cpu"
         threads = 1
-        """
+        """,
     )
-    return path
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:

@@ -2,33 +2,27 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pipelines import PROMPTS, tiny_longcat
+from pipelines import tiny_longcat
 
 from distill.cli import main
 
 
 @pytest.fixture
-def recipe_file(teacher: Path, tmp_path: Path) -> Path:
+def recipe_file(write_recipe: Callable[..., Path], teacher: Path, tmp_path: Path) -> Path:
     """Its teacher has configurations and tokenizers only."""
     bare = tmp_path / "teacher"
     shutil.copytree(teacher, bare, ignore=shutil.ignore_patterns("*.safetensors"))
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    path = tmp_path / "tiny.toml"
-    path.write_text(
-        f"""
-        teacher = "{bare}"
-        output = "{tmp_path / "student"}"
-        prompts = "{tmp_path / "prompts.txt"}"
-        height = 64
-        width = 64
-        max_sequence_length = 0
-        batch = 8
+    return write_recipe(
+        tmp_path,
         """
+        batch = 8
+        """,
+        teacher=bare,
     )
-    return path
 
 
 @pytest.fixture(autouse=True)

@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from pipelines import PROMPTS
 from safetensors.torch import load_file
 
 from distill.cli import main
@@ -28,18 +28,12 @@ mixed_precision: "no"
 
 
 @pytest.fixture(scope="module")
-def recipe_file(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("parallel")
-    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    path = folder / "tiny.toml"
-    path.write_text(
-        f"""
-        teacher = "{teacher}"
-        output = "{folder / "alone"}"
-        prompts = "{folder / "prompts.txt"}"
-        height = 64
-        width = 64
-        max_sequence_length = 0
+def recipe_file(
+    write_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return write_recipe(
+        tmp_path_factory.mktemp("parallel"),
+        """
         updates = 2
         batch = 4
         [schedule]
@@ -58,9 +52,9 @@ def recipe_file(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         device = "cpu"
         precision = "fp32"
         threads = 1
-        """
+        """,
+        output="alone",
     )
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,10 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from pipelines import PROMPTS
 
 from distill import checkpoint
 from distill.cli import main
@@ -29,17 +28,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def recipe_file(teacher: Path, tmp_path: Path) -> Path:
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    path = tmp_path / "tiny.toml"
-    path.write_text(
-        f"""
-        teacher = "{teacher}"
-        output = "{tmp_path / "student"}"
-        prompts = "{tmp_path / "prompts.txt"}"
-        height = 64
-        width = 64
-        max_sequence_length = 0
+def recipe_file(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
+    return write_recipe(
+        tmp_path,
+        """
         updates = 3
         batch = 2
         [schedule]
@@ -52,9 +44,8 @@ def recipe_file(teacher: Path, tmp_path: Path) -> Path:
         every = 0
         [runtime]
         device = "cpu"
-        """
+        """,
     )
-    return path
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:

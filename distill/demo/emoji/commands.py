@@ -1,4 +1,7 @@
-"""Make the emoji teacher, and look at what it draws."""
+"""Make the emoji teacher, and look at what it draws.
+
+A training goes on from its last checkpoint when the same call is made again; --minutes ends a call.
+"""
 
 import argparse
 import inspect
@@ -232,7 +235,6 @@ def _load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
     return loaded
 
 
-# Of a plan; --minutes ends a call, and the same call goes on.
 _PLANNED = {
     "steps": whole_number(1),
     "batch": whole_number(1),
