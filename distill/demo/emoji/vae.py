@@ -22,7 +22,7 @@ from distill.parallel import Processes
 PAIRS = 0.6
 KL_WEIGHT = 3e-5
 _POOL = 20_000
-_HELD_OUT_SEED = 10**6
+_HELD_OUT, _HELD_OUT_SEED = 256, 10**6
 _STATISTICS_BATCHES = 4
 # The share of the posterior's noise that the decoder sees when it is trained alone. None would let
 # it lean on details in which a generated latent is never exact.
@@ -100,9 +100,9 @@ def _preview(vae: nn.Module, device: torch.device) -> Tensor:
     return torch.stack([images, _restored(vae, images)], 1).flatten(0, 1) / 2 + 0.5
 
 
-def reconstruction_psnr(vae: AutoencoderKL, count: int = 256) -> float:
-    """Return the mean PSNR in dB over ``count`` held-out pictures."""
-    images = _pictures(_HELD_OUT_SEED, count, held_out=True).to(vae.device)
+def reconstruction_psnr(vae: AutoencoderKL) -> float:
+    """Return the mean PSNR in dB over held-out pictures."""
+    images = _pictures(_HELD_OUT_SEED, _HELD_OUT, held_out=True).to(vae.device)
     restored = torch.cat([_restored(vae, batch) for batch in torch.split(images, 32)])
     error = (restored.clamp(-1, 1) - images).div(2).square().mean(dim=(1, 2, 3))
     return float((-10 * error.clamp_min(1e-10).log10()).mean())

@@ -134,7 +134,10 @@ def test_frechet_distance_grows_with_the_damage(judge: JudgeNetwork) -> None:
     assert found[0] < found[1] < found[2]
 
 
-def test_one_step_of_training_gives_a_judge_that_loads(tmp_path: Path) -> None:
+def test_one_step_of_training_gives_a_judge_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.demo.emoji.judge._POOL", 200)
     trained = train_judge(tmp_path / "run", Plan(1, 4, 1e-3))
     save_judge(trained, tmp_path / "judge", {"pictures": 4})
     loaded = load_judge(tmp_path / "judge")

@@ -24,6 +24,13 @@ from distill.recipe import OptimiserRecipe
 MODELS = Path(__file__).parents[4] / "models"
 
 
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing tens of thousands takes seconds, and so does restoring hundreds."""
+    monkeypatch.setattr("distill.demo.emoji.vae._POOL", 200)
+    monkeypatch.setattr("distill.demo.emoji.vae._HELD_OUT", 32)
+
+
 def no_preview() -> Tensor:
     return torch.zeros(1, 3, 8, 8)
 
