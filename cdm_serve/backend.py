@@ -23,14 +23,14 @@ class BackendLost(Exception):
 
 
 class Backend(Protocol):
-    """``models`` are the cards of the served models by name, the default first."""
+    """``models`` are the cards of the served models by name, the default first.
+
+    ``ready`` is whether pictures can be had right now.
+    """
 
     models: dict[str, ModelCard]
+    ready: bool
     restarts: int
-
-    @property
-    def ready(self) -> bool:
-        """Whether pictures can be had right now."""
 
     def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
         """Partial images and then the picture; leaving early cancels what remains.

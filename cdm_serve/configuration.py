@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cdm_serve.errors import StartError
-from cdm_serve.settings import PREFIX, Flag, Settings
+from cdm_serve.settings import PREFIX, Settings
 
 
 def load_settings(arguments: Sequence[str] | None, **given: Any) -> Settings:
@@ -65,16 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     groups: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
-        for flag in (each for each in field.metadata if isinstance(each, Flag)):
-            if flag.group not in groups:
-                groups[flag.group] = parser.add_argument_group(flag.group)
-            default = field.default
-            text = flag.text
-            if default is not None and default is not False:
-                text += f" ({default:g})" if isinstance(default, float) else f" ({default})"
-            options: dict[str, Any] = {"metavar": flag.value}
-            if field.annotation is bool:
-                options = {"action": "store_true"}
-            groups[flag.group].add_argument("--" + name.replace("_", "-"), help=text, **options)
+        shown, default, text = field.json_schema_extra, field.default, field.description
+        if not isinstance(shown, dict):
+            continue
+        if default is not None and default is not False:
+            text = f"{text} ({default:g})" if isinstance(default, float) else f"{text} ({default})"
+        group = str(shown["group"])
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        options: dict[str, Any] = {"metavar": shown["value"]}
+        if field.annotation is bool:
+            options = {"action": "store_true"}
+        groups[group].add_argument("--" + name.replace("_", "-"), help=text, **options)
     groups["other"].add_argument("-h", "--help", action="help", help="show this and end")
     return parser

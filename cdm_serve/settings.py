@@ -1,8 +1,7 @@
 """Every setting of the server: a flag, else of the environment, else of a TOML file, else this."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import (
@@ -13,23 +12,17 @@ from pydantic_settings import (
 )
 
 PREFIX = "CDM_SERVE_"
+LIMITS = "keys and limits"
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A setting in ``cdm-serve --help``: its group, what its value is called, and its line."""
-
-    group: str
-    value: str
-    text: str
-
-
-Count = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
+def _flag(group: str, value: str, text: str, default: Any, **bounds: Any) -> Any:
+    """A setting that is a flag too: its group in ``--help``, what its value is called, its line."""
+    shown: dict[str, Any] = {"group": group, "value": value}
+    return Field(default, description=text, json_schema_extra=shown, **bounds)
 
 
 class Settings(BaseSettings):
-    """What ``cdm-serve`` is told. A field without ``Flag`` cannot be given as one.
+    """What ``cdm-serve`` is told.
 
     Raises:
         ValidationError: a value is not what it must be.
@@ -38,98 +31,64 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
-    host: Annotated[str, Flag("listen", "ADDRESS", "address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0), Flag("listen", "N", "port to listen on")] = 8000
-    public_url: Annotated[
-        str | None, Flag("listen", "URL", "this server's address in links to pictures")
-    ] = None
-    open: Annotated[bool, Flag("listen", "", "open the playground, where there is a screen")] = (
-        False
+    host: str = _flag("listen", "ADDRESS", "address to listen on", "127.0.0.1")
+    port: int = _flag("listen", "N", "port to listen on", 8000, ge=0)
+    public_url: str | None = _flag("listen", "URL", "this server's, in links to pictures", None)
+    open: bool = _flag("listen", "", "open the playground, where there is a screen", False)
+
+    model_repository: Path = _flag(
+        "models", "FOLDER", "what cdm-export wrote", Path("model_repository")
+    )
+    triton: str | None = _flag(
+        "models", "HOST:PORT", "a running Triton (gRPC) to use, or several, with commas", None
+    )
+    triton_log: Path | None = _flag("models", "FILE", "keep what the bundled Triton prints", None)
+    warm_up_seconds: float | None = _flag(
+        "models", "SECONDS", "to measure each graph and size; else as config.pbtxt says", None, gt=0
     )
 
-    model_repository: Annotated[Path, Flag("models", "FOLDER", "what cdm-export wrote")] = Path(
-        "model_repository"
-    )
-    triton: Annotated[
-        str | None,
-        Flag("models", "HOST:PORT", "a running Triton (gRPC) to use, or several, with commas"),
-    ] = None
-    triton_log: Annotated[
-        Path | None, Flag("models", "FILE", "keep what the bundled Triton prints")
-    ] = None
-    warm_up_seconds: Annotated[
-        float | None,
-        Field(gt=0),
-        Flag("models", "SECONDS", "to measure each graph and size; else as config.pbtxt says"),
-    ] = None
+    api_keys: str | None = Field(None, repr=False)  # no flag: everyone on a machine sees flags
+    api_key_file: Path | None = _flag(LIMITS, "FILE", "one key a line; or CDM_SERVE_API_KEYS", None)
+    without_keys: bool = _flag(LIMITS, "", "let in everyone who reaches the address", False)
+    requests_per_minute: int | None = _flag(LIMITS, "N", "of one key", None, gt=0)
+    images_per_minute: int | None = _flag(LIMITS, "N", "of one key", None, gt=0)
+    body_limit: int = _flag(LIMITS, "BYTES", "largest request body", 65536, gt=0)
+    prompt_limit: int = _flag(LIMITS, "CHARACTERS", "longest prompt", 4000, gt=0)
+    queue_seconds: float = _flag(LIMITS, "SECONDS", "most work that may wait, else 429", 10.0, gt=0)
+    url_bytes: int = _flag(LIMITS, "BYTES", "memory for pictures behind links", 256 * 2**20, gt=0)
+    url_seconds: float = _flag(LIMITS, "SECONDS", "how long links last", 3600.0, gt=0)
 
-    api_keys: Annotated[str | None, Field(repr=False)] = None  # a flag is seen by everyone
-    api_key_file: Annotated[
-        Path | None, Flag("keys and limits", "FILE", "one key a line; or CDM_SERVE_API_KEYS")
-    ] = None
-    without_keys: Annotated[
-        bool, Flag("keys and limits", "", "let in everyone who reaches an address beyond here")
-    ] = False
-    requests_per_minute: Annotated[
-        int | None, Field(gt=0), Flag("keys and limits", "N", "of one key")
-    ] = None
-    images_per_minute: Annotated[
-        int | None, Field(gt=0), Flag("keys and limits", "N", "of one key")
-    ] = None
-    body_limit: Annotated[Count, Flag("keys and limits", "BYTES", "largest request body")] = 65536
-    prompt_limit: Annotated[Count, Flag("keys and limits", "CHARACTERS", "longest prompt")] = 4000
-    queue_seconds: Annotated[
-        Seconds, Flag("keys and limits", "SECONDS", "most work that may wait, else 429")
-    ] = 10.0
-    url_bytes: Annotated[
-        Count, Flag("keys and limits", "BYTES", "memory for pictures behind links")
-    ] = 256 * 2**20
-    url_seconds: Annotated[Seconds, Flag("keys and limits", "SECONDS", "how long links last")] = (
-        3600.0
+    ray: bool = _flag(
+        "cluster", "", "on the Ray cluster at RAY_ADDRESS, else one of this machine", False
+    )
+    engines: int = _flag("cluster", "N", "most engines, each with its Triton", 8, gt=0)
+    engines_least: int = _flag("cluster", "N", "kept without any requests", 1, gt=0)
+    engine_requests: int = _flag("cluster", "N", "most at once to an engine", 32, gt=0)
+    engine_cpus: float = _flag("cluster", "CPUS", "that Ray keeps for an engine", 1.0, gt=0)
+    engine_gpus: float = _flag("cluster", "GPUS", "that Ray keeps for an engine", 0.0, ge=0)
+
+    embed_prompt: bool = _flag(
+        "pictures", "", "write the prompt into the file, beside seed, steps and model", False
     )
 
-    ray: Annotated[
-        bool, Flag("cluster", "", "on the Ray cluster at RAY_ADDRESS, else one of this machine")
-    ] = False
-    engines: Annotated[Count, Flag("cluster", "N", "most engines, each with its Triton")] = 8
-    engines_least: Annotated[Count, Flag("cluster", "N", "kept without any requests")] = 1
-    engine_requests: Annotated[Count, Flag("cluster", "N", "most at once to an engine")] = 32
-    engine_cpus: Annotated[
-        float, Field(gt=0), Flag("cluster", "CPUS", "that Ray keeps for an engine")
-    ] = 1.0
-    engine_gpus: Annotated[
-        float, Field(ge=0), Flag("cluster", "GPUS", "that Ray keeps for an engine")
-    ] = 0.0
+    start_seconds: float = _flag("life", "SECONDS", "that Triton may take to load", 600.0, gt=0)
+    drain_seconds: float = _flag(
+        "life", "SECONDS", "that work in flight may take at the end", 30.0, gt=0
+    )
+    retry_seconds: float = _flag("life", "SECONDS", "that a request waits for restarts", 30.0, gt=0)
+    heartbeat_seconds: float = _flag(
+        "life", "SECONDS", "between two signs of life of a model", 2.0, gt=0
+    )
+    heartbeat_timeout: float = _flag(
+        "life", "SECONDS", "without a sign, until Triton is restarted", 10.0, gt=0
+    )
 
-    embed_prompt: Annotated[
-        bool, Flag("pictures", "", "write the prompt into the file, beside seed, steps and model")
-    ] = False
+    log: Literal["text", "json"] = _flag(
+        "observe", "text|json", "what matters; or every request, a line each", "text"
+    )
+    traces: bool = _flag("observe", "", "send OpenTelemetry traces, as OTEL_* variables say", False)
 
-    start_seconds: Annotated[
-        Seconds, Flag("life", "SECONDS", "how long Triton may take to load")
-    ] = 600.0
-    drain_seconds: Annotated[
-        Seconds, Flag("life", "SECONDS", "how long work in flight may take at the end")
-    ] = 30.0
-    retry_seconds: Annotated[
-        Seconds, Flag("life", "SECONDS", "how long a request waits for a restart")
-    ] = 30.0
-    heartbeat_seconds: Annotated[
-        Seconds, Flag("life", "SECONDS", "between two signs of life of a model")
-    ] = 2.0
-    heartbeat_timeout: Annotated[
-        Seconds, Flag("life", "SECONDS", "without a sign so long, Triton restarts")
-    ] = 10.0
-
-    log: Annotated[
-        Literal["text", "json"],
-        Flag("observe", "text|json", "what matters; or every request, a line each"),
-    ] = "text"
-    traces: Annotated[
-        bool, Flag("observe", "", "send OpenTelemetry traces, as OTEL_* variables say")
-    ] = False
-
-    config: Annotated[Path | None, Flag("other", "FILE", "TOML file with settings")] = None
+    config: Path | None = _flag("other", "FILE", "TOML file with settings", None)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -18,9 +18,6 @@ from cdm_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-RETRIES = 2
-PAUSE_SECONDS = 0.3
-
 
 class RayBackend:
     """Ray chooses the engine of each request, starts engines and replaces them."""
@@ -30,13 +27,8 @@ class RayBackend:
         self.restarts = 0
         self._settings = settings
         self._engines = engines
-        self._ready = False
+        self.ready = False  # whether an engine answered when last asked
         self._heard = 0.0  # when an engine last sent anything
-
-    @property
-    def ready(self) -> bool:
-        """Whether an engine answered when last asked."""
-        return self._ready
 
     async def watch(self) -> None:
         """Keep up with what the engines serve, for ever."""
@@ -48,9 +40,9 @@ class RayBackend:
                 if self._busy(error):
                     logger.info("the engines have no time to say how they are")
                 else:
-                    if self._ready:
+                    if self.ready:
                         logger.warning("no engine answers: %s", error)
-                    self._ready = False
+                    self.ready = False
             await asyncio.sleep(self._settings.heartbeat_seconds)
 
     def _busy(self, error: Exception) -> bool:
@@ -60,33 +52,14 @@ class RayBackend:
 
     async def _look(self) -> None:
         with _translated():
-            names = await _answer(self._engines.models.remote())
-        cards = {name: ModelCard.from_json((await self.describe(name))["card"]) for name in names}
+            cards = await _answer(self._engines.models.remote())
         self.models.clear()
         self.models.update(cards)
-        self._ready = bool(cards)
+        self.ready = bool(cards)
         self._heard = time.monotonic()
 
     async def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
-        """See ``Backend``. An engine that is lost is replaced by another, twice.
-
-        The same job gives the same bytes, so whoever listens passes over the partial images that
-        come again.
-        """
-        for attempt in range(RETRIES + 1):
-            try:
-                async with contextlib.aclosing(self._attempt(model, job)) as answers:
-                    async for answer in answers:
-                        yield answer
-                return
-            except BackendLost as error:
-                if attempt == RETRIES:
-                    raise
-                logger.warning("a picture is made again: %s", error)
-                # Ray may need a moment to see that an engine is gone.
-                await asyncio.sleep(PAUSE_SECONDS)
-
-    async def _attempt(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
+        """See ``Backend``."""
         answers = self._engines.options(stream=True).stream.remote(model, job)
         finished = False
         try:

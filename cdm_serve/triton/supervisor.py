@@ -9,6 +9,8 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
 
 from cdm_serve.backend import BackendError, BackendLost
 from cdm_serve.engine.job import Job, Partial, Picture
@@ -16,9 +18,7 @@ from cdm_serve.errors import StartError
 from cdm_serve.settings import Settings
 from cdm_serve.triton.client import TritonClient
 from cdm_serve.triton.launcher import TritonProcess, errors_in
-from cdm_serve.triton.processes import alive
-from cdm_serve.triton.protocol import Message
-from cdm_serve.triton.shelf import Shelf
+from cdm_serve.triton.registry import Registry
 from cdm_serve.triton.target import grpc_target
 from cdm_serve.triton.wheel import TritonWheel
 
@@ -29,36 +29,19 @@ LONGEST_PAUSE = 30.0
 
 
 class Supervisor:
-    """The bundled Triton when ``wheel`` is given, else the one or those at ``settings.triton``.
-
-    ``models`` are the cards of the served models by name; ``reports`` what each said of itself at
-    its last sign of life, see ``protocol``.
-    """
+    """A ``Backend``: the bundled Triton when ``wheel`` is given, else ``settings.triton``."""
 
     def __init__(self, settings: Settings, wheel: TritonWheel | None) -> None:
+        self.ready = False
         self.restarts = 0
         self._settings = settings
         self._wheel = wheel
-        self._shelf = Shelf(settings.model_repository if wheel else None)
-        self._ready = asyncio.Event()
+        self._registry = Registry(settings.model_repository if wheel else None)
         self._process: TritonProcess | None = None
         self._client: TritonClient | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
-        self.models = self._shelf.cards
-        self.reports = self._shelf.reports
-
-    @property
-    def ready(self) -> bool:
-        """Whether pictures can be had right now."""
-        return self._ready.is_set()
-
-    async def until_ready(self, seconds: float) -> bool:
-        """Wait for it; returns whether it is."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ready.wait()
-        return self.ready
+        self.models = self._registry.cards
 
     async def start(self) -> None:
         """Bring Triton up and begin to watch it.
@@ -67,16 +50,16 @@ class Supervisor:
             StartError: it ended or was not ready in time; its log was written to the logger.
         """
         await self._bring_up()
-        if self._shelf.missing:
-            log = "" if self._process is None else self._process.log()
+        missing = self._registry.missing
+        if missing:
+            self._show_log()
             await self._tear_down(graceful=False)
-            logger.error("%s", errors_in(log))
-            raise StartError(f"{', '.join(self._shelf.missing)} cannot be loaded; the log is above")
+            raise StartError(f"{', '.join(missing)} cannot be loaded; the log is above")
         self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
         """Let Triton finish what it has, then end it and leave nothing of it."""
-        self._ready.clear()
+        self.ready = False
         if self._watcher is not None:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -90,7 +73,7 @@ class Supervisor:
             raise BackendError(f"{model} is no longer served", "invalid")
         return client.stream(model, job)
 
-    async def describe(self, model: str) -> Message:
+    async def describe(self, model: str) -> dict[str, Any]:
         """See ``Backend``."""
         return await self._connected().describe(model)
 
@@ -122,38 +105,39 @@ class Supervisor:
         except BaseException:
             await self._tear_down(graceful=False)
             raise
-        self._ready.set()
+        self.ready = True
 
     async def _until_up(self, client: TritonClient, address: str) -> None:
         deadline = time.monotonic() + self._settings.start_seconds
         while not await client.ready():
             if self._process is not None and not self._process.running:
-                logger.error("%s", errors_in(self._process.log()))
+                self._show_log()
                 raise StartError("Triton ended while loading the models; its log is above")
             if time.monotonic() > deadline:
-                if self._process is not None:
-                    logger.error("%s", errors_in(self._process.log()))
+                self._show_log()
                 raise StartError(
                     f"Triton at {address} was not ready within {self._settings.start_seconds:g} "
                     "seconds: check that it is up and that its models load"
                 )
             await asyncio.sleep(POLL_SECONDS)
 
+    def _show_log(self) -> None:
+        if self._process is not None:
+            logger.error("%s", errors_in(self._process.log()))
+
     async def _fill(self, client: TritonClient, address: str) -> None:
         """A Triton of others may be up and not answer; ours has measured its models by now."""
         try:
             async with asyncio.timeout(self._settings.heartbeat_timeout):
-                await self._shelf.fill(client)
+                await self._registry.fill(client)
         except TimeoutError:
             raise StartError(f"a model of Triton at {address} does not answer") from None
 
     async def _tear_down(self, *, graceful: bool) -> None:
         client, self._client = self._client, None
         process, self._process = self._process, None
-        closing: set[asyncio.Task[None]] = set()
-        if client is not None:
-            closing.add(asyncio.create_task(client.close()))
-            self._closing |= closing
+        closing = set() if client is None else {asyncio.create_task(client.close())}
+        self._closing |= closing
         if closing and graceful:
             await asyncio.wait(closing, timeout=self._settings.drain_seconds)
         if process is not None:
@@ -172,7 +156,7 @@ class Supervisor:
         """Wait for a death, or for a heartbeat that fails; a death is seen at once."""
         assert self._client is not None
         heartbeat = asyncio.create_task(self._beat(self._client))
-        following = asyncio.create_task(self._shelf.follow(self._client))
+        following = asyncio.create_task(self._registry.follow(self._client))
         try:
             while True:
                 await asyncio.wait([heartbeat], timeout=POLL_SECONDS)
@@ -192,7 +176,7 @@ class Supervisor:
         if not self._process.running:
             return "Triton ended"
         for card in self.models.values():
-            if card.id not in self._shelf.changing and not alive(card.pid):
+            if card.id not in self._registry.changing and not alive(card.pid):
                 return f"the process of model {card.id} ended"
         return None
 
@@ -204,16 +188,16 @@ class Supervisor:
             for name in list(self.models):
                 try:
                     async with asyncio.timeout(timeout):
-                        await self._shelf.refresh(client, name)
+                        await self._registry.refresh(client, name)
                 except TimeoutError:
                     return f"model {name} has not answered for {timeout:g} s"
                 except (BackendLost, BackendError) as error:
                     # One that is being replaced or taken away may be gone by now.
-                    if name in self.models and name not in self._shelf.changing:
+                    if name in self.models and name not in self._registry.changing:
                         return str(error)
 
     async def _recover(self, reason: str) -> None:
-        self._ready.clear()
+        self.ready = False
         self.restarts += 1
         logger.warning("%s; restarting", reason)
         if self._client is not None:
@@ -230,3 +214,12 @@ class Supervisor:
             else:
                 logger.warning("ready again")
                 return
+
+
+def alive(pid: int) -> bool:
+    """Whether the process is there and not a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"

@@ -13,7 +13,7 @@ from cdm_serve.backend import BackendError, BackendLost
 from cdm_serve.engine.card import ModelCard
 from cdm_serve.engine.job import Job, Partial
 from cdm_serve.triton.client import TritonClient
-from cdm_serve.triton.processes import alive
+from cdm_serve.triton.supervisor import alive
 
 JOB = {"prompt": "x", "seed": 1, "steps": 4, "size": "64x64"}
 PIXEL = {"dtype": "uint8", "shape": [1, 1, 3]}

@@ -6,17 +6,30 @@ from pathlib import Path
 
 from cdm_serve.backend import BackendError, BackendLost
 from cdm_serve.engine.card import ModelCard
+from cdm_serve.repository import model_folders
 from cdm_serve.triton.client import TritonClient
-from cdm_serve.triton.inventory import Stamp, inventory
-from cdm_serve.triton.protocol import Message
 
 logger = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 1.0
 
+Stamp = tuple[int, int]
 
-class Shelf:
-    """Cards and reports of the loaded models by name.
+
+def stamps_in(repository: Path) -> dict[str, Stamp]:
+    """A stamp of each model, which changes when the model is exported again."""
+    stamps = {}
+    for folder in model_folders(repository):
+        try:
+            stat = (folder / "1" / "export.json").stat()
+        except OSError:  # replaced at this moment, or not an export
+            continue
+        stamps[folder.name] = (stat.st_ino, stat.st_mtime_ns)
+    return stamps
+
+
+class Registry:
+    """Cards of the loaded models by name, the default first.
 
     With a ``repository`` of its own it loads what is added there, loads again what is exported
     anew and unloads what is taken away; else it shows what its Triton has loaded. ``changing`` are
@@ -25,7 +38,6 @@ class Shelf:
 
     def __init__(self, repository: Path | None) -> None:
         self.cards: dict[str, ModelCard] = {}
-        self.reports: dict[str, Message] = {}
         self.changing: set[str] = set()
         self.missing: list[str] = []
         self._repository = repository
@@ -38,10 +50,10 @@ class Shelf:
             BackendError: a model failed.
             BackendLost: Triton went away.
         """
-        self._stamps = {} if self._repository is None else inventory(self._repository)
+        self._stamps = {} if self._repository is None else stamps_in(self._repository)
         self.changing.clear()
         names = await client.models()
-        self._keep(names)
+        self._forget_all_but(names)
         self.missing = [name for name in self._stamps if name not in names]
         for name in self.missing:
             logger.error("model %s cannot be loaded and is not served", name)
@@ -49,16 +61,12 @@ class Shelf:
             await self.refresh(client, name)
 
     async def refresh(self, client: TritonClient, name: str) -> None:
-        """Ask a model what it is and does; raises what ``TritonClient.describe`` raises."""
-        report = await client.describe(name)
-        self.reports[name] = report
-        card = ModelCard.from_json(report["card"])
-        if self.cards.get(name) != card:
-            self.cards[name] = card
-            # In order, since the first is the default.
-            ordered = sorted(self.cards.items())
-            self.cards.clear()
-            self.cards.update(ordered)
+        """Ask a model what it is; raises what ``TritonClient.describe`` raises."""
+        self.cards[name] = ModelCard.from_json((await client.describe(name))["card"])
+        # In order, since the first is the default.
+        ordered = sorted(self.cards.items())
+        self.cards.clear()
+        self.cards.update(ordered)
 
     async def follow(self, client: TritonClient) -> None:
         """Keep up with what changes, until cancelled."""
@@ -68,19 +76,19 @@ class Shelf:
                 if self._repository is None:
                     await self._show(client)
                 else:
-                    await self._adopt(client, inventory(self._repository))
+                    await self._adopt(client, stamps_in(self._repository))
             except (BackendLost, BackendError) as error:
                 logger.warning("cannot look for new models: %s", error)
 
     async def _show(self, client: TritonClient) -> None:
         names = await client.models()
-        self._keep(names)
+        self._forget_all_but(names)
         for name in names:
             if name not in self.cards:
                 await self.refresh(client, name)
 
     async def _adopt(self, client: TritonClient, found: dict[str, Stamp]) -> None:
-        for name in [name for name in self._stamps if name not in found]:
+        for name in self._stamps.keys() - found.keys():
             del self._stamps[name]
             if name in self.cards:
                 await self._unload(client, name)
@@ -106,7 +114,6 @@ class Shelf:
     async def _unload(self, client: TritonClient, name: str) -> None:
         self.changing.add(name)
         del self.cards[name]  # first, so that no more requests come
-        self.reports.pop(name, None)
         try:
             await client.unload(name)
         except BackendError as error:
@@ -114,9 +121,9 @@ class Shelf:
         else:
             logger.warning("model %s was unloaded", name)
         finally:
+            self.cards.pop(name, None)  # should it have been asked just before
             self.changing.discard(name)
 
-    def _keep(self, names: list[str]) -> None:
-        for name in [name for name in self.cards if name not in names]:
+    def _forget_all_but(self, names: list[str]) -> None:
+        for name in self.cards.keys() - names:
             del self.cards[name]
-            self.reports.pop(name, None)
