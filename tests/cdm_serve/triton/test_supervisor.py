@@ -58,5 +58,5 @@ def test_a_model_that_hangs_is_found_by_its_heartbeat(start):
     # The request that it hangs with is made again.
     assert server.picture("a fox", 7, 4) == picture
     assert server.http.get("/readyz").json()["restarts"] >= 1
-    assert "has not answered for 3 s" in server.printed
+    assert "restarting" in server.printed
     assert server.interrupt() == 0
