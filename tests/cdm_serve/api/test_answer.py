@@ -84,12 +84,14 @@ def test_what_is_refused_has_its_own_status(client):
 
 
 def test_a_stream_that_waits_is_not_silent(start, server):
-    """Work for some seconds before it, and every 2 seconds a sign, with the place in the line."""
+    """Hundreds of pictures before it, and every 2 seconds a sign, with the place in the line."""
     gateway = start("--triton", server.triton_address(), "--queue-seconds", "600")
     gateway.wait_ready()
     with ThreadPoolExecutor(100) as pool:
-        while gateway.metric("cdm_serve_queue_wait_seconds") < 12:
+        for _ in range(100):
             pool.submit(gateway.generate, **LONG)
+        while gateway.metric("cdm_serve_pictures_in_flight") < 600:
+            time.sleep(0.02)
         begin = time.monotonic()
         with gateway.http.stream("POST", ROUTE, json=LONG | {"stream": True}) as response:
             assert response.status_code == 200
