@@ -107,7 +107,8 @@ def test_one_stream_answers_everyone_with_his_own(address):
         assert len(other[-1].report["batches"]) == job.steps
     steps = sum(job.steps for job in jobs)
     assert after["steps"] - before["steps"] == steps
-    assert after["executions"] - before["executions"] < steps / 2
+    # Two lanes take smaller batches than one, the smaller the busier the machine is elsewhere.
+    assert after["executions"] - before["executions"] < 0.75 * steps
     assert after["pictures"] - before["pictures"] == len(jobs)
 
 

@@ -2,16 +2,15 @@
 
 import asyncio
 import hashlib
-import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from cdm_serve.engine.job import Job, Picture
 from cdm_serve.triton.client import TritonClient
 from cdm_serve.triton.launcher import TritonProcess
 from cdm_serve.triton.wheel import find_wheel
+from export.triton_files import model_config
 
 # The model of the package, with a scheduler that answers with what the job brought.
 MODEL = """
@@ -43,7 +42,7 @@ def triton(tmp_path_factory):
     model = tmp_path_factory.mktemp("echo") / "models" / "echo"
     (model / "1").mkdir(parents=True)
     (model / "1" / "model.py").write_text(MODEL)
-    shutil.copyfile(ROOT / "export" / "triton" / "config.pbtxt", model / "config.pbtxt")
+    (model / "config.pbtxt").write_text(model_config(max_batch=1, runtime="openvino"))
     process = TritonProcess(find_wheel(), model.parent)
     yield process
     process.close()
