@@ -1,8 +1,8 @@
 """Takes in as much work as can be done in time, and no more.
 
 What a picture costs is known before it is made: its steps and its decoding, in the seconds that the
-engine measured at start. So the line in front of the engine is bounded in seconds and not in
-requests, and what is said about waiting holds.
+engine measures at start and corrects by what executions take. So the line in front of the engine is
+bounded in seconds and not in requests, and what is said about waiting holds.
 """
 
 import time
