@@ -71,9 +71,7 @@ class Peer:
 
 PEERS = {
     "optimum": Peer("optimum-intel in LitServe", "litserve_peer", _OPENVINO, openvino=True),
-    "genai": Peer(
-        "OpenVINO GenAI in FastAPI", "genai_peer", (Setting(), Setting(workers=2)), openvino=True
-    ),
+    "genai": Peer("OpenVINO GenAI in FastAPI", "genai_peer", (Setting(),), openvino=True),
     "litserve": Peer("diffusers in LitServe", "litserve_peer", _TORCH),
     "ray": Peer("diffusers in Ray Serve", "ray_peer", _TORCH),
     # Without autocast, as its users write it.
