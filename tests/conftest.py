@@ -20,16 +20,24 @@ from cdm_serve.engine.manifest import Manifest, read_manifest
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtimes import open_runtime
 
-STUDENT = """
-import json, sys
+TEACHER = """
+import sys
 from pathlib import Path
 from pipelines import tiny_sd3
-folder = tiny_sd3(Path(sys.argv[1]))
-card = {"format": 1, "name": "tiny", "architecture": "sd3", "steps": 4,
-        "sigmas": [1.0, 0.75, 0.5, 0.25], "guidance_scale": 1.0, "max_sequence_length": 0,
-        "height": 64, "width": 64, "teacher": {"source": "tiny", "sha256": "0"},
-        "recipe": {}, "updates": 0, "versions": {}}
-(folder / "cdm.json").write_text(json.dumps(card))
+tiny_sd3(Path(sys.argv[1]))
+"""
+RECIPE = """
+teacher = "{folder}/teacher"
+output = "{folder}/tiny"
+prompts = "{folder}/prompts.txt"
+height = 64
+width = 64
+max_sequence_length = 0
+steps = 4
+updates = 2
+batch = 2
+[schedule]
+n_max = 3
 """
 ROOT = Path(__file__).parents[1]
 
@@ -154,14 +162,21 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 @pytest.fixture(scope="session")
 def student(once: Once) -> Path:
-    """A tiny random student; made in a process of its own, so that torch stays out of this one."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    return once(
-        "tiny",
-        lambda folder: subprocess.run(
-            [sys.executable, "-c", STUDENT, folder], check=True, env=environment
-        ),
-    )
+    """A student that cdm-distill made of a random teacher in two updates."""
+
+    def distil(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "prompts.txt").write_text("a fox\nan owl\ntwo cats\n")
+        (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        # In processes of their own, so that torch stays out of this one.
+        for command in (
+            ["-c", TEACHER, folder / "teacher"],
+            ["-m", "distill", folder / "recipe.toml", "--run", folder / "run"],
+        ):
+            subprocess.run([sys.executable, *command], check=True, env=environment, cwd=folder)
+
+    return once("distilled", distil) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +185,8 @@ def repository(student: Path, once: Once) -> Path:
 
     def export(folder: Path) -> None:
         command = [sys.executable, "-m", "export.cli", student, "--to", "onnx", "--out", folder]
-        subprocess.run([*command, "--sizes", "64x64,96x64"], check=True, cwd=ROOT)
+        options = ["--sizes", "64x64,96x64", "--max-batch", "8"]
+        subprocess.run([*command, *options], check=True, cwd=ROOT)
         # What a killed export leaves behind; every server of the tests starts beside it.
         (folder / ".tiny.0123abcd.export" / "1").mkdir(parents=True)
 

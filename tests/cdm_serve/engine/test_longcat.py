@@ -20,6 +20,9 @@ from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtimes import open_runtime
 from cdm_serve.engine.tokenizers import PromptTokenizer
 
+# Export compares the same pictures already; here they go through what serves.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 PROMPTS = ["a fox in the snow", 'a sign that says "open"', "", "it's an owl"]
 
@@ -86,7 +89,6 @@ def test_counts_leave_out_the_padding(exported):
     assert tokens.counts == tuple(map(len, PROMPTS))  # the tiny one's tokens are bytes
 
 
-@pytest.mark.slow
 def test_through_triton(exported, theirs, start):
     server = start("--model-repository", str(exported))
     server.wait_ready()
