@@ -1,7 +1,6 @@
 """OpenVINO on the CPU, which reads the ONNX file itself."""
 
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ LANES = 2
 # A graph with fewer bytes of weights is compiled anew for each shape: 10 to 25 % faster, and the
 # bits are the same at every batch size. But each copy takes some 1.5 times these bytes.
 SMALL = 128 * 2**20
-# Copies of one graph that are kept, those used last; four to six serve one picture size.
-COPIES = 32
+# Copies that one lane keeps of a graph, those used last; four to six serve one picture size.
+COPIES = 16
 # Batch sizes to compile for; what lies between runs in the next one.
 BATCHES = (1, 2, 4, 6, 8, 12, 16)
 
@@ -67,12 +66,13 @@ class OpenVino:
         wide = self._options | {"PERFORMANCE_HINT": "LATENCY"}
         if weights > SMALL:
             return WholeGraph(self._core.compile_model(model, "CPU", wide))
+        # One stream for each lane, and not a stream a lane: only so is a graph computed by the
+        # thread that asks. Streams' own threads are woken for each run, and Linux often leaves two
+        # of them on one core while another has nothing to do: 12 % of two cores' time.
         cores = len(os.sched_getaffinity(0))
-        narrow = self._options | {
-            "NUM_STREAMS": LANES,
-            "INFERENCE_NUM_THREADS": cores // LANES * LANES,
-        }
-        return StaticGraph(Copies(self._core, model, wide, narrow if cores >= LANES else None))
+        narrow = self._options | {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": cores // LANES}
+        lanes = [StaticGraph(self._core, model, narrow) for _ in range(LANES)]
+        return StaticGraph(self._core, model, wide, lanes if cores >= LANES else ())
 
     def to_host(self, array: Array) -> NDArray[Any]:
         """It is there."""
@@ -106,19 +106,16 @@ class WholeGraph:
 
 
 class Request:
-    """An execution's place: its inputs and outputs always lie in the same memory."""
+    """A graph compiled for some shapes; its inputs and outputs always lie in the same memory."""
 
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
-        self._inputs = {
-            name: self._request.get_tensor(port).data
-            for port in compiled.inputs
-            for name in port.get_names()
-        }
-        self._outputs = {
-            name: self._request.get_tensor(port).data
-            for port in compiled.outputs
-            for name in port.get_names()
+        self._inputs = self._memory(compiled.inputs)
+        self._outputs = self._memory(compiled.outputs)
+
+    def _memory(self, ports: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        return {
+            name: self._request.get_tensor(port).data for port in ports for name in port.get_names()
         }
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -128,65 +125,45 @@ class Request:
             rows = len(array)
             self._inputs[name][:rows] = array
             self._inputs[name][rows:] = array[-1]
-        self._request.start_async()
-        self._request.wait()
+        self._request.infer(share_outputs=True)
         return {name: array[:rows].copy() for name, array in self._outputs.items()}
 
 
-class Copies:
-    """A graph compiled for one set of shapes after the other, as they are met; for all threads."""
+class StaticGraph:
+    """A graph compiled for one set of shapes after the other, as they are met."""
 
     def __init__(
-        self, core: Any, model: Any, wide: dict[str, Any], narrow: dict[str, Any] | None
+        self, core: Any, model: Any, options: dict[str, Any], lanes: Sequence["StaticGraph"] = ()
     ) -> None:
-        self.inputs = _dtypes(model)
-        self.lanes = 0 if narrow is None else LANES
+        self._inputs = _dtypes(model)
+        self._lanes = lanes
         self._core = core
+        self._options = options
         self._model = model
-        self._wide = wide
-        self._narrow = narrow
-        self._requests: OrderedDict[tuple[Any, ...], list[Request]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def request(self, inputs: Arrays, lane: int | None) -> Request:
-        """The place for inputs of these shapes on a lane, None for the whole CPU."""
-        shapes = {name: (_batch(len(array)), *array.shape[1:]) for name, array in inputs.items()}
-        key = lane is None, *sorted(shapes.items())
-        with self._lock:
-            if key not in self._requests:
-                self._requests[key] = self._compile(shapes, wide=lane is None)
-            while len(self._requests) > COPIES:
-                self._requests.popitem(last=False)
-            self._requests.move_to_end(key)
-            return self._requests[key][lane or 0]
-
-    def _compile(self, shapes: dict[str, tuple[int, ...]], *, wide: bool) -> list[Request]:
-        model = self._model.clone()
-        model.reshape({name: list(shape) for name, shape in shapes.items()})
-        compiled = self._core.compile_model(model, "CPU", self._wide if wide else self._narrow)
-        return [Request(compiled) for _ in range(1 if wide else self.lanes)]
-
-
-class StaticGraph:
-    """A graph in copies, on one lane or on all cores."""
-
-    def __init__(self, copies: Copies, lane: int | None = None) -> None:
-        self._copies = copies
-        self._lane = lane
+        self._requests: OrderedDict[tuple[Any, ...], Request] = OrderedDict()
 
     @property
     def inputs(self) -> Mapping[str, np.dtype[Any]]:
         """Name and element type of each input."""
-        return self._copies.inputs
+        return self._inputs
 
     @property
     def lanes(self) -> Sequence["StaticGraph"]:
         """The same graph for each lane; none on a single core."""
-        return [StaticGraph(self._copies, lane) for lane in range(self._copies.lanes)]
+        return self._lanes
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """The outputs by name, as copies."""
-        return self._copies.request(inputs, self._lane).run(inputs)
+        shapes = {name: (_batch(len(array)), *array.shape[1:]) for name, array in inputs.items()}
+        key = tuple(sorted(shapes.items()))
+        if key not in self._requests:
+            model = self._model.clone()
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            self._requests[key] = Request(self._core.compile_model(model, "CPU", self._options))
+            if len(self._requests) > COPIES:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(key)
+        return self._requests[key].run(inputs)
 
 
 def _batch(rows: int) -> int:
