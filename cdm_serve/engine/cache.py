@@ -1,7 +1,8 @@
 """Prompts that were encoded before."""
 
 import threading
-from collections import OrderedDict
+
+from cachetools import LRUCache
 
 from cdm_serve.engine.pipeline import Condition
 
@@ -12,31 +13,27 @@ class PromptCache:
     def __init__(self, capacity: int) -> None:
         self.hits = 0
         self.misses = 0
-        self.size = 0
-        self._capacity = capacity
-        self._conditions: OrderedDict[str, Condition] = OrderedDict()
+        self._conditions = LRUCache[str, Condition](capacity, lambda each: each.nbytes)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._conditions)
 
+    @property
+    def size(self) -> int:
+        """Bytes of what is remembered."""
+        return int(self._conditions.currsize)
+
     def get(self, prompt: str) -> Condition | None:
         """What is remembered of a prompt; counts a hit or a miss."""
         with self._lock:
             condition = self._conditions.get(prompt)
-            if condition is None:
-                self.misses += 1
-            else:
-                self.hits += 1
-                self._conditions.move_to_end(prompt)
+            self.hits += condition is not None
+            self.misses += condition is None
             return condition
 
     def put(self, prompt: str, condition: Condition) -> None:
-        """Remember it, and forget those not used for longest until all fit."""
-        with self._lock:
-            previous = self._conditions.pop(prompt, None)
-            self.size += condition.nbytes - (0 if previous is None else previous.nbytes)
-            self._conditions[prompt] = condition
-            while self.size > self._capacity:
-                _, forgotten = self._conditions.popitem(last=False)
-                self.size -= forgotten.nbytes
+        """Remember it, if it fits, and forget those not used for longest until all fit."""
+        if condition.nbytes <= self._conditions.maxsize:
+            with self._lock:
+                self._conditions[prompt] = condition
