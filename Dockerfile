@@ -1,5 +1,5 @@
-# Four images: gateway (no torch, no Triton), triton (on NVIDIA's), cpu (everything that serves
-# without a GPU) and export (with torch). The bases are arguments, so that a house can use its own.
+# Five images: gateway (no torch, no Triton), triton (on NVIDIA's), cpu (everything that serves
+# without a GPU), export (with torch) and export-gpu (which builds TensorRT engines besides). The bases are arguments, so that a house can use its own.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.10-py3
 
@@ -23,6 +23,10 @@ RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[cpu,telemetry]"
 FROM build AS build-export
 RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[export]"
 
+FROM build-export AS build-export-gpu
+RUN pip install -c constraints.txt --extra-index-url https://pypi.nvidia.com \
+        "$(ls /wheels/*.whl)[export,tensorrt]"
+
 FROM ${BASE_IMAGE} AS runtime
 RUN useradd --uid 10001 --user-group --home-dir /work --create-home cdm \
     && install --directory --owner cdm --group cdm /models
@@ -44,11 +48,16 @@ FROM runtime AS export
 COPY --from=build-export /opt/venv /opt/venv
 CMD ["cdm-export", "--help"]
 
+FROM runtime AS export-gpu
+COPY --from=build-export-gpu /opt/venv /opt/venv
+CMD ["cdm-export", "--help"]
+
 # NVIDIA's image has a Python of its own, which its python backend uses.
 FROM ${TRITON_IMAGE} AS triton
 COPY --from=build /work/constraints.txt /wheels /tmp/wheels/
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir \
-        -c /tmp/wheels/constraints.txt "$(ls /tmp/wheels/*.whl)[cuda]" \
+        --extra-index-url https://pypi.nvidia.com \
+        -c /tmp/wheels/constraints.txt "$(ls /tmp/wheels/*.whl)[cuda,tensorrt]" \
     && rm -rf /tmp/wheels
 USER 1000:1000
 EXPOSE 8000 8001

@@ -98,8 +98,7 @@ def finish(
     contents |= {"runtimes": verification.served, "verification": verification.to_json()}
     write_manifest(contents, version)
     if plan.whole:
-        runtime = "openvino" if engines is None else "tensorrt"
-        write_triton_files(folder, plan.max_batch, runtime)
+        write_triton_files(folder, plan.max_batch, engines=engines is not None)
     else:
         console.print("  not all components: nothing that Triton could load")
 

@@ -16,14 +16,16 @@ Fields, all of them present unless said otherwise:
 - ``sizes`` (``WIDTHxHEIGHT``) that were verified, ``default_size``, ``default_steps``.
 - ``latents``: ``channels`` and ``downscale``, pixels per latent along a side.
 - ``sigmas``: by size, by number of steps, the shifted grid of ``steps + 1`` values.
-- ``tokenizers``, none if the text encoder was not exported: ``file``, ``sha256``, ``length`` to cut
-  and pad to, ``pad_id``, and ``quotation``: ``null`` if a prompt is tokenized whole with the file's
-  own special tokens, ``"characters"`` if it is first split as ``cdm_serve.engine.quotation`` does,
-  each piece tokenized without special tokens, the ids joined, cut and padded on the right.
+- ``tokenizers``, none if the text encoder was not exported: ``file``, ``sha256``, ``bytes``,
+  ``length`` to cut and pad to, ``pad_id``, and ``quotation``: ``null`` if a prompt is tokenized
+  whole with the file's own special tokens, ``"characters"`` if it is first split as
+  ``cdm_serve.engine.quotation`` does, each piece tokenized without special tokens, the ids joined,
+  cut and padded on the right.
 - ``components``: ``text_encoder``, ``transformer``, ``vae_decoder``, or those that
   ``--components`` named (such an export is not for serving and has no ``config.pbtxt``). Each has
-  ``file``, ``sha256``, ``inputs`` and ``outputs`` (by name: ``dtype``, ``shape``, dynamic axes by
-  name) and, where the weights lie beside the graph, ``data`` (``file``, ``sha256``).
+  ``file``, ``sha256``, ``bytes``, ``inputs`` and ``outputs`` (by name: ``dtype``, ``shape``,
+  dynamic axes by name) and, where the weights lie beside the graph, ``data`` (``file``, ``sha256``,
+  ``bytes``).
   Feed exactly the inputs listed: ``input_ids_K`` (B, L) are tokenizer K's ids and
   ``attention_mask_K`` (B, L), int64, 1 where they are no padding; the transformer takes latents,
   sigma and what the text encoder gives. Templates, packing, position ids and timestep scaling are
@@ -50,7 +52,7 @@ from typing import Any
 
 import onnx
 
-from cdm_serve.engine.manifest import FORMAT, file_sha256
+from cdm_serve.engine.manifest import FORMAT, file_entry
 from export.plan import Plan
 from export.student import Student
 
@@ -69,8 +71,7 @@ def manifest(
     components = {component: _component(folder, component) for component in plan.components}
     tokenizers = [
         {
-            "file": f"tokenizer_{i}.json",
-            "sha256": file_sha256(folder / f"tokenizer_{i}.json"),
+            **file_entry(folder / f"tokenizer_{i}.json"),
             "length": tokenizer.length,
             "pad_id": tokenizer.pad_id,
             "quotation": "characters" if tokenizer.quotation else None,
@@ -130,13 +131,12 @@ def _component(folder: Path, component: str) -> dict[str, Any]:
     data = path.with_name(f"{path.name}.data")
     graph = onnx.load(path, load_external_data=False).graph
     entry = {
-        "file": path.name,
-        "sha256": file_sha256(path),
+        **file_entry(path),
         "inputs": {value.name: _tensor(value) for value in graph.input},
         "outputs": {value.name: _tensor(value) for value in graph.output},
     }
     if data.exists():
-        entry["data"] = {"file": data.name, "sha256": file_sha256(data)}
+        entry["data"] = file_entry(data)
     return entry
 
 

@@ -6,8 +6,8 @@ documentation of TensorRT 11.
 
 The ``tensorrt`` entry of export.json: ``version``, ``gpu``, ``compute_capability``, ``options``
 (``refit``, ``version_compatible``, ``hardware_compatible``) and ``components``, for each of which
-``file``, ``sha256``, ``onnx_sha256`` (of the graph it was built from, without external data) and
-``profiles``: for each of ``sizes`` in their order (the text encoder has one) ``size`` and
+``file``, ``sha256``, ``bytes``, ``onnx_sha256`` (of the graph it was built from, without external
+data) and ``profiles``: for each of ``sizes`` in their order (the text encoder has one) ``size`` and
 ``shapes``, least, most frequent and largest by input. An engine runs with this TensorRT version,
 or a later one if ``version_compatible``, and on this compute capability, or any GPU from Ampere
 on if ``hardware_compatible``.
@@ -17,12 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cdm_serve.engine.manifest import file_sha256
-from cdm_serve.engine.runtimes.cuda import cupy_on_gpu
+from cdm_serve.engine.manifest import file_entry, file_sha256
+from cdm_serve.engine.runtimes.cuda import Gpu
 from cdm_serve.engine.runtimes.tensorrt import TensorRt
 from cdm_serve.errors import StartError
 from export.errors import ExportError
@@ -34,29 +33,25 @@ Report = Callable[[str, int, int], None]
 
 
 def check_available() -> dict[str, str]:
-    """The ``gpu`` to build for and its ``compute_capability``.
+    """The ``version`` to build with, the ``gpu`` to build for and its ``compute_capability``.
 
     Raises:
         ExportError: there is no GPU, or no TensorRT of the version this is written for.
     """
     try:
-        TensorRt()
+        found = TensorRt().version
+        gpu = Gpu(0).properties()
     except StartError as error:
         raise ExportError(
             f"--to tensorrt builds on the GPU that will serve: {error}; run it there, or see what "
             "it would build with --dry-run"
         ) from error
-    found = version("tensorrt")
     if int(found.split(".")[0]) < LEAST_VERSION:
         raise ExportError(
             f"tensorrt {found} is installed, {LEAST_VERSION} or later is needed: "
             f"pip install -U 'tensorrt>={LEAST_VERSION}' --extra-index-url https://pypi.nvidia.com"
         )
-    gpu = cupy_on_gpu().cuda.runtime.getDeviceProperties(0)
-    return {
-        "gpu": gpu["name"].decode(),
-        "compute_capability": f"{gpu['major']}.{gpu['minor']}",
-    }
+    return {"version": found, **gpu}
 
 
 def build_engine(
@@ -109,17 +104,15 @@ def build_engine(
 
 
 def stamp(
-    folder: Path, profiles: dict[str, list[Profile]], options: EngineOptions, gpu: dict[str, str]
+    folder: Path, profiles: dict[str, list[Profile]], options: EngineOptions, here: dict[str, str]
 ) -> dict[str, Any]:
     """The ``tensorrt`` entry of export.json for the engines in ``folder``."""
     return {
-        "version": version("tensorrt"),
-        **gpu,
+        **here,
         "options": {key: value for key, value in asdict(options).items() if key != "timing_cache"},
         "components": {
             component: {
-                "file": f"{component}.plan",
-                "sha256": file_sha256(folder / f"{component}.plan"),
+                **file_entry(folder / f"{component}.plan"),
                 "onnx_sha256": file_sha256(folder / f"{component}.onnx"),
                 "profiles": [asdict(profile) for profile in each],
             }

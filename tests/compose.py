@@ -42,8 +42,7 @@ class TritonService:
             "--model-repository=/models": f"--model-repository={self.repository}",
             "--grpc-port=8001": f"--grpc-port={self.grpc}",
             "--http-port=8000": f"--http-port={self.http}",
-            # There is none of this name, so Triton takes config.pbtxt, the form for a CPU.
-            "--model-config-name=${CDM_RUNTIME:-onnxruntime}": "--model-config-name=cpu",
+            "--model-config-name=gpu": "--model-config-name=cpu",
         }
         command = services()["triton"]["command"]
         assert replaced.keys() <= set(command)

@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 from benchmarks.errors import BenchError
 from cdm_serve.engine.manifest import Manifest, read_manifest
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtimes import open_runtime
+from cdm_serve.engine.runtimes import runtime_for
 from cdm_serve.repository import model_folders
 
 
@@ -42,8 +42,9 @@ class Exported:
 
     def pipeline(self) -> Pipeline:
         """Its graphs in the runtime that the configuration names."""
-        runtime = open_runtime(self.parameters["runtime"], self.parameters["precision"])
-        return Pipeline(self.manifest, runtime)
+        manifest, parameters = self.manifest, self.parameters
+        runtime = runtime_for(manifest, parameters["runtime"], parameters["precision"])
+        return Pipeline(manifest, runtime)
 
 
 def find_export(repository: Path, model: str | None) -> Exported:

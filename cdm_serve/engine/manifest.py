@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from cdm_serve.engine.card import ModelCard
 from cdm_serve.errors import StartError
 
 FORMAT = 1
+HASHERS = 4
 COMPONENTS = ("text_encoder", "transformer", "vae_decoder")
+
+FileEntry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class TokenizerFile:
 class Manifest:
     """An exported model: what it can make and the files that make it.
 
-    ``conditions`` are the text encoder's outputs, which the transformer takes by the same names.
+    ``conditions`` are the text encoder's outputs, which the transformer takes by the same names;
+    ``engines`` is what ``export.tensorrt`` says of those it built.
     """
 
     name: str
@@ -46,7 +51,9 @@ class Manifest:
     components: dict[str, Path]
     conditions: tuple[str, ...]
     runtimes: tuple[str, ...]
+    precision: str
     max_batch: int
+    engines: dict[str, Any] | None = None
 
     @property
     def max_steps(self) -> int:
@@ -72,8 +79,11 @@ class Manifest:
         )
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest in a version folder (``model_repository/NAME/1``), its files checked by hash.
+def read_manifest(folder: Path, *, full: bool = False) -> Manifest:
+    """The manifest in a version folder (``model_repository/NAME/1``), its files checked.
+
+    A file that has its size and is older than ``export.json``, which is written last, is taken for
+    the exported one; others are hashed, or all of them if ``full``.
 
     Raises:
         StartError: ``export.json`` or a file it names is missing, unreadable or not the one that
@@ -92,13 +102,17 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = parse_manifest(data, folder)
         if missing := set(COMPONENTS) - manifest.components.keys():
             raise ValueError(f"no component {' and no '.join(sorted(missing))}")
-        hashes = _hashes(data, folder)
+        entries = _entries(data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StartError(
             f"{path} cannot be read ({type(error).__name__}: {error}): "
             f"export again with {_rebuild(folder)}"
         ) from error
-    _check_files(hashes, folder)
+    _check_links(data, folder)
+    exported = 0 if full else path.stat().st_mtime_ns
+    with ThreadPoolExecutor(HASHERS) as pool:
+        for _ in pool.map(lambda entry: _check_file(entry, folder, exported), entries):
+            pass
     return manifest
 
 
@@ -127,7 +141,9 @@ def parse_manifest(data: dict[str, Any], folder: Path) -> Manifest:
         components={name: folder / entry["file"] for name, entry in components.items()},
         conditions=tuple(components.get("text_encoder", {"outputs": {}})["outputs"]),
         runtimes=tuple(data["runtimes"]),
+        precision=str(data["precision"]),
         max_batch=int(data["max_batch"]),
+        engines=data.get("tensorrt"),
     )
     if manifest.default_size not in manifest.sizes:
         raise ValueError(f"default_size {manifest.default_size} is not among the sizes")
@@ -148,25 +164,50 @@ def _tokenizer(entry: dict[str, Any], folder: Path) -> TokenizerFile:
     return TokenizerFile(path, length, pad_id, quotation is not None)
 
 
-def _hashes(data: dict[str, Any], folder: Path) -> dict[Path, str]:
-    """Every file of the export with the hash it must have; large weights lie beside their graph."""
+def _entries(data: dict[str, Any]) -> list[FileEntry]:
+    """Every file of the export, as ``file_entry`` has it; large weights lie beside their graph."""
     graphs = list(data["components"].values())
     weights = [graph["data"] for graph in graphs if "data" in graph]
     engines = data.get("tensorrt", {"components": {}})["components"].values()
-    entries = [*graphs, *weights, *engines, *data["tokenizers"]]
-    return {folder / entry["file"]: entry["sha256"] for entry in entries}
+    return [*graphs, *weights, *engines, *data["tokenizers"]]
 
 
-def _check_files(hashes: dict[Path, str], folder: Path) -> None:
-    for path, expected in hashes.items():
-        if not path.is_file():
-            raise StartError(f"{path} is missing: export again with {_rebuild(folder)}")
-        found = file_sha256(path)
-        if found != expected:
-            raise StartError(
-                f"{path} is not the file that was exported (sha256 {found[:12]}, export.json says "
-                f"{expected[:12]}): export again with {_rebuild(folder)}"
-            )
+def _check_links(data: dict[str, Any], folder: Path) -> None:
+    """Runtimes look for weights beside the graph itself, and follow no link to other folders."""
+    for graph in data["components"].values():
+        for entry in (graph, graph["data"]) if "data" in graph else ():
+            path = folder / entry["file"]
+            if path.is_symlink():
+                raise StartError(
+                    f"{path} is a link, which runtimes do not follow to weights: put the file "
+                    f"itself there, with `cp --remove-destination {path.resolve()} {path}`"
+                )
+
+
+def _check_file(entry: FileEntry, folder: Path, exported: int) -> None:
+    """``exported`` is when ``export.json`` was written, in ns; 0: the bytes are looked at."""
+    path = folder / entry["file"]
+    if not path.is_file():
+        raise StartError(f"{path} is missing: export again with {_rebuild(folder)}")
+    stat = path.stat()
+    size = entry.get("bytes", stat.st_size)
+    found, expected = f"{stat.st_size} bytes", str(size)
+    if stat.st_size == size:
+        if stat.st_mtime_ns < exported:
+            return
+        digest = file_sha256(path)
+        if digest == entry["sha256"]:
+            return
+        found, expected = f"sha256 {digest[:12]}", entry["sha256"][:12]
+    raise StartError(
+        f"{path} is not the file that was exported ({found}, export.json says {expected}): "
+        f"export again with {_rebuild(folder)}"
+    )
+
+
+def file_entry(path: Path) -> FileEntry:
+    """What ``export.json`` says of a file."""
+    return {"file": path.name, "sha256": file_sha256(path), "bytes": path.stat().st_size}
 
 
 def file_sha256(path: Path) -> str:

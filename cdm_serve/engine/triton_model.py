@@ -18,7 +18,7 @@ from cdm_serve.engine.job import EngineError, Partial, Picture, Pixels
 from cdm_serve.engine.lifeline import hold_on
 from cdm_serve.engine.manifest import read_manifest
 from cdm_serve.engine.pipeline import Pipeline
-from cdm_serve.engine.runtimes import fit_precision, open_runtime
+from cdm_serve.engine.runtimes import runtime_for
 from cdm_serve.engine.scheduler import Scheduler
 from cdm_serve.engine.warmup import measure
 from cdm_serve.triton.protocol import (
@@ -42,9 +42,9 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         manifest = read_manifest(folder)
-        name, precision = parameters["runtime"], parameters["precision"]
-        precision = fit_precision(manifest.runtimes, name, precision)
-        pipeline = Pipeline(manifest, open_runtime(name, precision))
+        device = int(args["model_instance_device_id"])
+        runtime = runtime_for(manifest, parameters["runtime"], parameters["precision"], device)
+        pipeline = Pipeline(manifest, runtime)
         most = min(int(parameters["max_batch"]), manifest.max_batch)
         seconds = float(os.environ.get(WARM_UP_SECONDS, parameters["warm_up_seconds"]))
         costs, self._batches = measure(pipeline, most, seconds, parameters.get("batches", "auto"))

@@ -16,7 +16,7 @@ import yaml
 from compose import services
 from conftest import ROOT, free_port
 
-SHIPPED = {"gateway", "triton", "cpu", "export"}
+SHIPPED = {"gateway", "triton", "cpu", "export", "export-gpu"}
 BIN = Path(sys.executable).parent
 
 
@@ -42,7 +42,7 @@ def test_every_service_is_confined():
         assert service["cap_drop"] == ["ALL"], name
         limits = service["deploy"]["resources"]["limits"]
         assert limits.keys() == {"cpus", "memory"}, name
-        assert "healthcheck" in service or name == "export", name
+        assert "healthcheck" in service or name.startswith("export"), name
     assert {name for name, service in services().items() if "shm_size" in service} == {
         "triton",
         "cpu",
@@ -72,8 +72,26 @@ def test_mounted_files_are_there():
 def test_images_install_extras_that_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     installed = re.findall(r"\.whl\)\[([a-z,]+)\]", (ROOT / "Dockerfile").read_text())
-    assert installed == ["telemetry", "cpu,telemetry", "export", "cuda"]
+    assert installed == ["telemetry", "cpu,telemetry", "export", "export,tensorrt", "cuda,tensorrt"]
     assert set(",".join(installed).split(",")) <= project["optional-dependencies"].keys()
+
+
+def test_kernels_are_compiled_where_a_container_may_write():
+    """CuPy and the driver keep them in the home folder otherwise, which is read-only."""
+    for name in ("triton", "export-gpu"):
+        service = services()[name]
+        folders = {service["environment"][key] for key in ("CUPY_CACHE_DIR", "CUDA_CACHE_PATH")}
+        (mounted,) = (mount.partition(":")[0] for mount in service["tmpfs"])
+        assert {str(Path(folder).parent) for folder in folders} == {mounted}
+        assert service["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
+
+
+def test_the_gpu_export_is_a_command_that_cdm_export_knows(tmp_path):
+    """Without a GPU it gets as far as missing one."""
+    program, *arguments = services()["export-gpu"]["command"]
+    result = run(BIN / program, *arguments[:-1], tmp_path)
+    assert result.returncode == 2
+    assert "--to tensorrt builds on the GPU that will serve" in result.stderr
 
 
 def wait_for(url, process, output):

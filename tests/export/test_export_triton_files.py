@@ -24,21 +24,26 @@ def test_the_model_batches_by_itself_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
 def test_the_gpu_forms_differ_in_device_and_runtime_alone(runtime: str) -> None:
+    """One instance on one GPU: without ``gpus`` there would be one on each."""
     config, expected = parsed(model_config(8, runtime)), parsed(model_config(8, "openvino"))
     expected.parameters["runtime"].string_value = runtime
     expected.instance_group[0].kind = ModelInstanceGroup.KIND_GPU
+    expected.instance_group[0].gpus.append(0)
     assert config == expected
 
 
 @pytest.mark.parametrize(
-    "runtime, others", [("openvino", ["onnxruntime"]), ("tensorrt", ["onnxruntime", "openvino"])]
+    ("engines", "chosen"),
+    [
+        (False, {"config": "openvino", "cpu": "openvino", "gpu": "onnxruntime"}),
+        (True, {"config": "tensorrt", "cpu": "openvino", "gpu": "tensorrt"}),
+    ],
 )
-def test_files_of_a_model_folder(tmp_path: Path, runtime: str, others: list[str]) -> None:
+def test_files_of_a_model_folder(tmp_path: Path, engines: bool, chosen: dict[str, str]) -> None:
+    """Whatever was exported, ``--model-config-name=gpu`` is what a GPU serves it by."""
     (tmp_path / "1").mkdir()
-    write_triton_files(tmp_path, 16, runtime)
+    write_triton_files(tmp_path, 16, engines=engines)
     assert (tmp_path / "1" / "model.py").read_bytes() == (SOURCE / "model.py").read_bytes()
-    assert (tmp_path / "config.pbtxt").read_text() == model_config(16, runtime)
-    forms = {path.stem: parsed(path.read_text()) for path in (tmp_path / "configs").iterdir()}
-    assert sorted(forms) == others
-    for name, config in forms.items():
-        assert config.parameters["runtime"].string_value == name
+    paths = [tmp_path / "config.pbtxt", *(tmp_path / "configs").iterdir()]
+    found = {path.stem: parsed(path.read_text()).parameters["runtime"] for path in paths}
+    assert {name: each.string_value for name, each in found.items()} == chosen

@@ -1,11 +1,16 @@
 """The runtimes that graphs can be run in, by name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from cdm_serve.engine.manifest import Manifest
+from cdm_serve.engine.runtimes.cuda import package
 from cdm_serve.engine.runtimes.runtime import Runtime
 from cdm_serve.errors import StartError
 
 RUNTIMES = ("openvino", "onnxruntime", "tensorrt")
+# What ONNX Runtime is given on a GPU.
+GPU_PRECISIONS = ("fp32", "fp16")
 
 
 def fit_precision(fit: Sequence[str], name: str, precision: str) -> str:
@@ -31,24 +36,50 @@ def fit_precision(fit: Sequence[str], name: str, precision: str) -> str:
     return precision
 
 
-def open_runtime(name: str, precision: str) -> Runtime:
-    """The runtime of this name; ``precision`` is what it may compute in, where it has a choice.
+def runtime_for(manifest: Manifest, name: str, precision: str, device: int = 0) -> Runtime:
+    """The runtime of this name, opened so that it is fit for an export.
 
     Raises:
         ValueError: an unknown name or precision.
-        StartError: a package or a GPU is missing.
+        StartError: a package or the GPU is missing, or the export is not fit for it.
+    """
+    precision = fit_precision(manifest.runtimes, name, precision)
+    if name == "onnxruntime" and manifest.precision not in GPU_PRECISIONS:
+        raise StartError(
+            f"the export is in {manifest.precision}, and ONNX Runtime serves "
+            f"{' or '.join(GPU_PRECISIONS)} on a GPU: export again with --precision fp16, or with "
+            "--to tensorrt"
+        )
+    return open_runtime(name, precision, device, manifest.engines)
+
+
+def open_runtime(
+    name: str, precision: str, device: int = 0, engines: Mapping[str, Any] | None = None
+) -> Runtime:
+    """The runtime of this name; ``precision`` is what it may compute in, where it has a choice.
+
+    Args:
+        name: one of ``RUNTIMES``.
+        precision: ``auto``, or the runtime's own.
+        device: the GPU's number, where it is one.
+        engines: what TensorRT's engines were built by and for.
+
+    Raises:
+        ValueError: an unknown name or precision.
+        StartError: a package or the GPU is missing, or is not that of the engines.
     """
     # Each is imported when it is asked for: no machine needs the packages of all.
     if name == "openvino":
+        package("openvino", "'cdm-serve[cpu]'")
         from cdm_serve.engine.runtimes.openvino import OpenVino
 
         return OpenVino(precision)
     if name == "onnxruntime":
         from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 
-        return OnnxRuntime("cuda")
+        return OnnxRuntime("cuda", device)
     if name == "tensorrt":
         from cdm_serve.engine.runtimes.tensorrt import TensorRt
 
-        return TensorRt()
+        return TensorRt(device, engines)
     raise ValueError(f"runtime {name!r} is none of {', '.join(RUNTIMES)}")

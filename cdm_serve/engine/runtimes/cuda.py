@@ -1,6 +1,10 @@
 """What the runtimes on a GPU share: cupy's arrays, which stay there."""
 
+import contextlib
+import ctypes
 import importlib
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -10,21 +14,58 @@ from numpy.typing import NDArray
 from cdm_serve.engine.runtimes.runtime import Array
 from cdm_serve.errors import StartError
 
+# Of CUDA, those that CuPy is linked with; theirs lie beside them.
+LIBRARIES = ("cudart", "nvrtc", "cublas", "curand", "cufft", "cusparse", "cusolver")
 
-def cupy_on_gpu() -> ModuleType:
-    """The package cupy, whose arrays lie on the GPU.
 
-    Raises:
-        StartError: it or a GPU is missing.
-    """
-    cupy = package("cupy", "'cdm-serve[cuda]'")
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError:
-        count = 0
-    if not count:
-        raise StartError("there is no GPU here: serve with runtime openvino, or go where one is")
-    return cupy
+class Gpu:
+    """One of the GPUs that this process sees, by its number from 0."""
+
+    def __init__(self, device: int) -> None:
+        """Look for it.
+
+        Raises:
+            StartError: it or cupy is missing.
+        """
+        _load_libraries()
+        self._cupy = package("cupy", "'cdm-serve[cuda]'")
+        try:
+            count = self._cupy.cuda.runtime.getDeviceCount()
+        except self._cupy.cuda.runtime.CUDARuntimeError:
+            count = 0
+        if not count:
+            raise StartError(
+                "there is no GPU here: serve with runtime openvino, or go where one is"
+            )
+        if device >= count:
+            raise StartError(
+                f"there is no GPU {device} here, they end at {count - 1}: change gpus in "
+                "config.pbtxt, or CUDA_VISIBLE_DEVICES"
+            )
+        self.device = device
+
+    def use(self) -> ModuleType:
+        """Cupy, for this thread on this GPU: every thread has a current one of its own."""
+        self._cupy.cuda.Device(self.device).use()
+        return self._cupy
+
+    def properties(self) -> dict[str, str]:
+        """Its ``gpu``, the name, and ``compute_capability``."""
+        found = self._cupy.cuda.runtime.getDeviceProperties(self.device)
+        return {
+            "gpu": found["name"].decode(),
+            "compute_capability": f"{found['major']}.{found['minor']}",
+        }
+
+
+def _load_libraries() -> None:
+    """CUDA's as pip installs them: CuPy before version 14 looks for the system's alone."""
+    spec = importlib.util.find_spec("nvidia")
+    for folder in () if spec is None else spec.submodule_search_locations or ():
+        for name in LIBRARIES:
+            for library in Path(folder, "cu13", "lib").glob(f"lib{name}.so.*"):
+                with contextlib.suppress(OSError):  # CuPy then says what it lacks
+                    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
 def address(array: Array) -> int:

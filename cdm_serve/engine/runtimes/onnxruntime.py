@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdm_serve.engine.runtimes.cuda import address, cupy_on_gpu, on_host, package, synchronize
+from cdm_serve.engine.runtimes.cuda import Gpu, address, on_host, package, synchronize
 from cdm_serve.engine.runtimes.runtime import Array, Arrays
 from cdm_serve.errors import StartError
 
@@ -22,11 +22,16 @@ TYPES = {
 }
 
 
+# An arena as large as what was asked for, instead of the next power of two; and kernels chosen
+# without trying out all of them, anew for every shape, in as much memory as they like.
+OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
 class OnnxRuntime:
     """One device, ``cuda`` or ``cpu``: the latter, so that the code is tested without a GPU."""
 
-    def __init__(self, device: str) -> None:
-        """Look for what is needed.
+    def __init__(self, device: str, number: int = 0) -> None:
+        """Look for what is needed; ``number`` is the GPU's.
 
         Raises:
             StartError: a package, the provider or the GPU is missing.
@@ -38,12 +43,15 @@ class OnnxRuntime:
                 f"this onnxruntime has no {PROVIDERS[device]}: "
                 "pip uninstall onnxruntime, then pip install 'cdm-serve[cuda]'"
             )
-        self._arrays = np if device == "cpu" else cupy_on_gpu()
+        self._gpu = None if device == "cpu" else Gpu(number)
+        if self._gpu is not None:
+            # CUDA's and cuDNN's libraries as pip installs them, which nothing else would find.
+            self._onnxruntime.preload_dlls()
 
     @property
     def arrays(self) -> ModuleType:
         """Numpy or cupy."""
-        return self._arrays
+        return np if self._gpu is None else self._gpu.use()
 
     @property
     def overlaps(self) -> bool:
@@ -64,14 +72,17 @@ class OnnxRuntime:
         options = self._onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only
         provider = PROVIDERS[self._device]
-        session = self._onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        chosen = {} if self._gpu is None else OPTIONS | {"device_id": str(self._gpu.device)}
+        session = self._onnxruntime.InferenceSession(
+            str(path), options, providers=[(provider, chosen)]
+        )
         # Without its libraries ONNX Runtime falls back to the CPU with no more than a log line.
         if session.get_providers()[0] != provider:
             raise StartError(
                 f"ONNX Runtime could not start {provider}: install the CUDA and cuDNN versions "
-                "that this onnxruntime-gpu asks for"
+                "that this onnxruntime-gpu asks for, `pip install 'cdm-serve[cuda]'`"
             )
-        return OnnxGraph(session, self._device, self._arrays)
+        return OnnxGraph(session, self._device, self._gpu)
 
     def to_host(self, array: Array) -> NDArray[Any]:
         """The array in the memory of the CPU."""
@@ -81,10 +92,10 @@ class OnnxRuntime:
 class OnnxGraph:
     """A session whose inputs and outputs are bound where they lie."""
 
-    def __init__(self, session: Any, device: str, arrays: ModuleType) -> None:
+    def __init__(self, session: Any, device: str, gpu: Gpu | None) -> None:
         self._session = session
         self._device = device
-        self._arrays = arrays
+        self._gpu = gpu
         self._inputs = {each.name: np.dtype(TYPES[each.type]) for each in session.get_inputs()}
         self._outputs = {each.name: np.dtype(TYPES[each.type]) for each in session.get_outputs()}
 
@@ -100,24 +111,26 @@ class OnnxGraph:
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """The outputs by name, in memory of their own on the device."""
+        arrays, number = (np, 0) if self._gpu is None else (self._gpu.use(), self._gpu.device)
         binding = self._session.io_binding()
         # Held until the run is over: only their addresses are bound.
-        held = {name: self._arrays.ascontiguousarray(array) for name, array in inputs.items()}
+        held = {name: arrays.ascontiguousarray(array) for name, array in inputs.items()}
         for name, array in held.items():
-            binding.bind_input(name, self._device, 0, array.dtype.type, array.shape, address(array))
+            type_, shape = array.dtype.type, array.shape
+            binding.bind_input(name, self._device, number, type_, shape, address(array))
         for name in self._outputs:
-            binding.bind_output(name, self._device)
-        synchronize(self._arrays)
+            binding.bind_output(name, self._device, number)
+        synchronize(arrays)
         self._session.run_with_iobinding(binding)
         values = zip(self._outputs.items(), binding.get_outputs(), strict=True)
-        return {name: self._array(value, dtype) for (name, dtype), value in values}
+        return {name: _copy(value, dtype, arrays) for (name, dtype), value in values}
 
-    def _array(self, value: Any, dtype: np.dtype[Any]) -> Array:
-        """A copy of what ONNX Runtime allocated, which it takes back."""
-        if self._arrays is np:
-            return value.numpy().copy()
-        shape = tuple(value.shape())
-        size = math.prod(shape) * dtype.itemsize
-        memory = self._arrays.cuda.UnownedMemory(value.data_ptr(), size, value)
-        view = self._arrays.ndarray(shape, dtype, self._arrays.cuda.MemoryPointer(memory, 0))
-        return view.copy()
+
+def _copy(value: Any, dtype: np.dtype[Any], arrays: ModuleType) -> Array:
+    """Of what ONNX Runtime allocated, which it takes back."""
+    if arrays is np:
+        return value.numpy().copy()
+    shape = tuple(value.shape())
+    size = math.prod(shape) * dtype.itemsize
+    memory = arrays.cuda.UnownedMemory(value.data_ptr(), size, value)
+    return arrays.ndarray(shape, dtype, arrays.cuda.MemoryPointer(memory, 0)).copy()

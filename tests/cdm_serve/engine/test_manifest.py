@@ -1,9 +1,11 @@
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from cdm_serve.engine import manifest
 from cdm_serve.engine.manifest import read_manifest
 from cdm_serve.errors import StartError
 
@@ -39,6 +41,7 @@ def description() -> dict:
         "latents": {"channels": 8, "downscale": 4},
         "max_batch": 16,
         "runtimes": ["openvino-f32"],
+        "precision": "fp32",
         "sigmas": {"64x32": grids},
         "tokenizers": [stamp("tokenizer_0.json") | {"length": 24, "pad_id": 1}],
         "components": {
@@ -50,7 +53,8 @@ def description() -> dict:
 
 
 def stamp(name: str) -> dict:
-    return {"file": name, "sha256": hashlib.sha256(name.encode()).hexdigest()}
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return {"file": name, "sha256": digest, "bytes": len(name)}
 
 
 def save(folder: Path, value: object) -> None:
@@ -58,14 +62,14 @@ def save(folder: Path, value: object) -> None:
 
 
 def test_reads_what_an_export_says(folder):
-    manifest = read_manifest(folder)
-    assert manifest.latent_shape("64x32") == (8, 8, 16)
-    assert manifest.sigmas["64x32"][2] == (1.0, 0.75, 0.0)
-    assert manifest.max_steps == 2
-    assert manifest.components["transformer"] == folder / "transformer.onnx"
-    assert manifest.conditions == ("prompt_embeds",)
-    assert manifest.tokenizers[0].pad_id == 1 and not manifest.tokenizers[0].quotation
-    assert (manifest.runtimes, manifest.max_batch) == (("openvino-f32",), 16)
+    read = read_manifest(folder)
+    assert read.latent_shape("64x32") == (8, 8, 16)
+    assert read.sigmas["64x32"][2] == (1.0, 0.75, 0.0)
+    assert read.max_steps == 2
+    assert read.components["transformer"] == folder / "transformer.onnx"
+    assert read.conditions == ("prompt_embeds",)
+    assert read.tokenizers[0].pad_id == 1 and not read.tokenizers[0].quotation
+    assert (read.runtimes, read.max_batch) == (("openvino-f32",), 16)
 
 
 def test_engines_are_checked_like_graphs(folder):
@@ -89,6 +93,44 @@ def test_names_a_missing_file_and_the_command(folder, name):
 def test_names_a_file_that_is_not_the_exported_one(folder, name):
     (folder / name).write_text("another")
     with pytest.raises(StartError, match=rf"{name} is not the file.*cdm-export"):
+        read_manifest(folder)
+
+
+def test_bytes_are_looked_at_only_where_something_may_have_changed(folder, monkeypatch):
+    """Tens of gigabytes take minutes: after the export only what is newer than its description."""
+    hashed = []
+    digest = manifest.file_sha256
+    monkeypatch.setattr(
+        manifest, "file_sha256", lambda path: hashed.append(path.name) or digest(path)
+    )
+    written = (folder / "export.json").stat().st_mtime
+    for name in FILES:
+        os.utime(folder / name, (written - 9, written - 9))
+    read_manifest(folder)
+    assert not hashed
+    os.utime(folder / "vae_decoder.onnx", (written + 9, written + 9))
+    read_manifest(folder)
+    assert hashed == ["vae_decoder.onnx"]
+    read_manifest(folder, full=True)
+    assert set(hashed) == set(FILES)
+
+
+def test_a_full_check_sees_what_was_changed_behind_its_date(folder):
+    written = (folder / "export.json").stat().st_mtime
+    path = folder / "transformer.onnx.data"
+    path.write_text("transformer.onnx.dATA")
+    os.utime(path, (written - 9, written - 9))
+    read_manifest(folder)
+    with pytest.raises(StartError, match=r"transformer\.onnx\.data is not the file.*sha256"):
+        read_manifest(folder, full=True)
+
+
+@pytest.mark.parametrize("name", ["transformer.onnx", "transformer.onnx.data"])
+def test_links_to_weights_are_refused_by_name(folder, tmp_path, name):
+    (folder / name).rename(tmp_path / "blob")
+    (folder / name).symlink_to(tmp_path / "blob")
+    command = f"cp --remove-destination {tmp_path / 'blob'} {folder / name}"
+    with pytest.raises(StartError, match=f"{name} is a link.*{command}"):
         read_manifest(folder)
 
 

@@ -1,0 +1,248 @@
+"""A GPU's path from Triton's model to the picture, on packages that fail as the real ones do."""
+
+import importlib
+import json
+import shutil
+import sys
+import types
+from concurrent.futures import Future
+from pathlib import Path
+
+import fake_gpu
+import numpy as np
+import pytest
+
+from cdm_serve.engine.job import Job
+from cdm_serve.engine.manifest import file_entry, read_manifest
+from cdm_serve.engine.runtimes import open_runtime, runtime_for
+from cdm_serve.engine.runtimes.tensorrt import TensorRt
+from cdm_serve.errors import StartError
+from cdm_serve.triton.protocol import generate_message, pack, unpack
+
+MOST = 4
+STAMP = {
+    "version": "11.4.0.106",
+    "gpu": "NVIDIA Fake",
+    "compute_capability": "9.0",
+    "options": {"refit": False, "version_compatible": False, "hardware_compatible": False},
+}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    return fake_gpu.install(monkeypatch, fake_gpu.Machine())
+
+
+def up_to(most, *sample):
+    return ((1, *sample), (most, *sample), (most, *sample))
+
+
+def engines(machine, version, **changed):
+    """Those of the tiny student in a folder: of the transformer and decoder one profile a size."""
+    ids = {f"input_ids_{k}": up_to(MOST, 24) for k in range(2)}
+    text = {"sigma": up_to(MOST), "prompt_embeds": up_to(MOST, 24, 72), "pooled": up_to(MOST, 64)}
+    latents = [{"latents": up_to(MOST, 4, 16, width)} for width in (16, 24)]
+    profiles = {
+        "text_encoder": [ids],
+        "transformer": [each | text for each in latents],
+        "vae_decoder": latents,
+    }
+    return {
+        name: file_entry(fake_gpu.write_engine(version / f"{name}.onnx", machine, each, **changed))
+        for name, each in profiles.items()
+    }
+
+
+@pytest.fixture
+def model(repository, tmp_path, machine):
+    """An export with engines, in a folder of its own."""
+    shutil.copytree(repository / "tiny", tmp_path / "tiny")
+    path = tmp_path / "tiny" / "1" / "export.json"
+    contents = json.loads(path.read_text())
+    contents["runtimes"].append("tensorrt")
+    contents["tensorrt"] = STAMP | {"components": engines(machine, path.parent)}
+    contents["max_batch"] = MOST
+    path.write_text(json.dumps(contents))
+    return tmp_path / "tiny"
+
+
+class Backend(types.ModuleType):
+    """Triton's module for its python models, as far as ours uses it."""
+
+    TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+
+    class Tensor:
+        def __init__(self, name, array):
+            self.name, self.array = name, array
+
+    class InferenceResponse:
+        def __init__(self, output_tensors):
+            self.tensors = {each.name: each.array for each in output_tensors}
+
+    @staticmethod
+    def get_input_tensor_by_name(request, name):
+        found = request.tensors.get(name)
+        return None if found is None else types.SimpleNamespace(as_numpy=lambda: found)
+
+
+class Request:
+    def __init__(self, key, message):
+        self.tensors = {"message": pack(message)}
+        self.answer = Future()
+        self.request_id = lambda: key
+        self.get_response_sender = lambda: self
+
+    def send(self, response, flags):
+        self.answer.set_result((unpack(response.tensors["message"]), response.tensors.get("image")))
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """Triton's model, initialized as Triton does for an instance on a GPU."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", Backend("pb_utils"))
+    monkeypatch.delitem(sys.modules, "cdm_serve.engine.triton_model", raising=False)
+    started = []
+
+    def initialize(folder, runtime, device=0, **parameters):
+        values = {"runtime": runtime, "precision": "auto", "max_batch": "16", "batches": "auto"}
+        values |= {"warm_up_seconds": "0.05", "prompt_cache_megabytes": "1"} | parameters
+        config = {"parameters": {key: {"string_value": each} for key, each in values.items()}}
+        made = importlib.import_module("cdm_serve.engine.triton_model").TritonPythonModel()
+        made.initialize(
+            {
+                "model_config": json.dumps(config),
+                "model_repository": str(folder),
+                "model_version": "1",
+                "model_name": folder.name,
+                "model_instance_kind": "GPU",
+                "model_instance_device_id": str(device),
+            }
+        )
+        started.append(made)
+        return made
+
+    yield initialize
+    for made in started:
+        made.finalize()
+
+
+def drawn(made, jobs):
+    """The answers to jobs that are asked for at once."""
+    requests = [Request(str(k), generate_message(job)[0]) for k, job in enumerate(jobs)]
+    made.execute(requests)
+    return [request.answer.result(60) for request in requests]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("device", [0, 1])
+def test_pictures_are_made_on_the_instances_gpu(
+    model, initialized, machine, pipeline, runtime, device
+):
+    made = initialized(model, runtime, device)
+    jobs = [Job("a fox", seed, 4, size) for size in ("64x64", "96x64") for seed in range(6)]
+    answers = drawn(made, jobs)
+    assert machine.used == {("cupy", device), (runtime, device)}
+    for job, (message, image) in zip(jobs, answers, strict=True):
+        assert message["kind"] == "picture", message
+        (condition,) = pipeline.encode([job.prompt])
+        sigmas = np.array(pipeline.manifest.sigmas[job.size][4], np.float32)
+        latents = pipeline.denoise(pipeline.noise(job.seed, job.size)[None], sigmas, [condition])
+        difference = image.astype(int) - pipeline.decode(latents)[0]
+        assert np.abs(difference).mean() < 2
+    # Rows differ by a thousandth here, which close allows.
+    assert max(max(message["report"]["batches"]) for message, _ in answers) > 1
+    describe = Request("describe", {"command": "describe"})
+    made.execute([describe])
+    report, _ = describe.answer.result(60)
+    assert report["card"]["batches"]["policy"] == "close"
+    assert report["card"]["batches"]["largest_difference"] == pytest.approx(1e-3, rel=0.1)
+
+
+def test_where_pictures_must_be_exact_a_gpu_draws_them_alone(model, initialized):
+    made = initialized(model, "tensorrt", batches="exact")
+    answers = drawn(made, [Job("a fox", seed, 2, "64x64") for seed in range(4)])
+    assert {size for message, _ in answers for size in message["report"]["batches"]} == {1}
+
+
+def refused(model, stamp=STAMP, device=0):
+    with pytest.raises(StartError) as error:
+        TensorRt(device, stamp).load(model / "1" / "transformer.onnx")
+    return str(error.value)
+
+
+def test_engines_of_another_version(model, machine, monkeypatch):
+    """By their stamp; without one by TensorRT, whose reason is told."""
+    machine.version = "11.5.0.1"
+    fake_gpu.install(monkeypatch, machine)
+    line = refused(model)
+    assert "built by TensorRT 11.4.0.106, here is 11.5.0.1: build them here" in line
+    assert "or install tensorrt==11.4.0.106" in line
+    line = refused(model, stamp=None)
+    assert "does not take" in line and "expecting library version 11.4.0.106 got 11.5" in line
+
+
+def test_engines_for_several_versions_contain_code_for_the_cpu(model, machine, monkeypatch):
+    engines(machine, model / "1", host_code=True)
+    machine.version = "11.5.0.1"
+    fake_gpu.install(monkeypatch, machine)
+    stamp = STAMP | {"options": STAMP["options"] | {"version_compatible": True}}
+    assert TensorRt(0, stamp).load(model / "1" / "transformer.onnx").inputs
+    machine.version = "11.3.0.1"
+    fake_gpu.install(monkeypatch, machine)
+    assert "here is 11.3.0.1" in refused(model, stamp)
+
+
+def test_engines_for_another_gpu(model, machine):
+    machine.capability = (8, 6)
+    line = refused(model)
+    assert "for NVIDIA Fake (compute capability 9.0), here is NVIDIA Fake (8.6)" in line
+    any_ampere = STAMP | {"options": STAMP["options"] | {"hardware_compatible": True}}
+    assert "Target GPU SM is not compatible" in refused(model, any_ampere)
+    machine.capability = (7, 5)
+    assert "compute capability 9.0" in refused(model, any_ampere)
+
+
+def test_no_memory_for_an_engine(model, machine):
+    machine.context_memory = False
+    line = refused(model)
+    assert "no memory on the GPU to run" in line and "requested 9663676416" in line
+
+
+def test_engines_that_were_not_built(model):
+    (model / "1" / "transformer.plan").unlink()
+    assert "transformer.plan is missing, the engines were not built" in refused(model)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+def test_a_gpu_that_is_not_there(machine, runtime):
+    with pytest.raises(StartError, match="there is no GPU 2 here, they end at 1: change gpus"):
+        open_runtime(runtime, "auto", 2)
+    machine.gpus = 0
+    with pytest.raises(StartError, match="there is no GPU here"):
+        open_runtime(runtime, "auto")
+
+
+def test_cudas_libraries_are_found_where_pip_puts_them(machine, tmp_path, monkeypatch):
+    folder = tmp_path / "nvidia" / "cu13" / "lib"
+    folder.mkdir(parents=True)
+    shutil.copy(importlib.import_module("_ctypes").__file__, folder / "libnvrtc.so.13")
+    (tmp_path / "nvidia" / "nothing.txt").write_text("a namespace, as all of NVIDIA's packages")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    open_runtime("onnxruntime", "auto")
+    assert str(folder / "libnvrtc.so.13") in Path("/proc/self/maps").read_text()
+
+
+def test_onnxruntime_that_falls_back_to_the_cpu(model, machine):
+    machine.cudnn = False
+    with pytest.raises(StartError, match=r"could not start CUDAExec.*pip install 'cdm-serve.cuda"):
+        open_runtime("onnxruntime", "auto").load(model / "1" / "transformer.onnx")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_what_onnxruntime_is_not_given_on_a_gpu(model, precision):
+    path = model / "1" / "export.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": precision}))
+    with pytest.raises(StartError, match=f"the export is in {precision}.*--precision fp16"):
+        runtime_for(read_manifest(model / "1"), "onnxruntime", "auto")
+    assert runtime_for(read_manifest(model / "1"), "tensorrt", "auto").batches == "close"
