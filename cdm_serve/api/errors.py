@@ -133,6 +133,10 @@ def api_error(error: Exception) -> ApiError:
             # Who allowed too little time would only fail again.
             headers={"x-should-retry": "false"},
         )
+    if error.kind == "not_finite":
+        # It would be the same again.
+        headers = {"x-should-retry": "false"}
+        return ApiError(str(error), status=500, code="not_finite", headers=headers)
     return ApiError(str(error), status=500, code="model_error")
 
 

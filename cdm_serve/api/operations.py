@@ -36,6 +36,7 @@ COUNTERS = {
     "cancelled": "Pictures given up because their client left",
     "expired": "Pictures given up because their deadline passed",
     "failed": "Pictures that failed",
+    "not_finite": "Pictures that the model gave NaN for",
     "steps_saved": "Steps not made for cancelled and expired pictures",
     "cache_hits": "Prompts whose embedding was at hand",
     "cache_misses": "Prompts that were encoded",

@@ -54,7 +54,8 @@ class EngineError(Exception):
     """A picture that will not be made; the text is for the client.
 
     ``kind`` is ``invalid`` (the request cannot be served as it is), ``expired`` (its deadline
-    passed), ``cancelled`` or ``failed`` (the model broke).
+    passed), ``cancelled``, ``not_finite`` (the model gave NaN for it) or ``failed`` (the model
+    broke).
     """
 
     def __init__(self, message: str, kind: str = "failed") -> None:

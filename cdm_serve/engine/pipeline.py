@@ -111,6 +111,11 @@ class Pipeline:
         pixels: Pixels = self.to_host(self._run("vae_decoder", {"latents": latents})["image"])
         return pixels
 
+    def finite(self, latents: Array) -> list[bool]:
+        """Of each row, whether all of it are numbers: pixels no longer tell NaN from black."""
+        host = self.to_host(latents)
+        return [bool(np.isfinite(row).all()) for row in host]
+
     def to_host(self, array: Array) -> NDArray[Any]:
         """The array in the memory of the CPU."""
         return self._runtime.to_host(array)

@@ -25,6 +25,10 @@ from cdm_serve.engine.sample import Answer, Frame, Sample, partial_steps
 from cdm_serve.engine.workers import Following, Workers
 
 PATIENCE = 8.0
+NOT_FINITE = (
+    "the model gave values that are no numbers (NaN) for this prompt: its weights are damaged, or "
+    "its precision too small for them"
+)
 
 
 class Scheduler:
@@ -206,11 +210,14 @@ class Scheduler:
         begin = time.perf_counter()
         pipeline = self._on(task)
         frames = [work for work in task.works if isinstance(work, Frame)]
-        images = pipeline.decode(pipeline.stack([frame.latents for frame in frames]))
+        latents = pipeline.stack([frame.latents for frame in frames])
+        images = pipeline.decode(latents)
         end = self._spent("decode_seconds", task, len(frames), begin)
-        for frame, image in zip(frames, images, strict=True):
+        for frame, image, finite in zip(frames, images, pipeline.finite(latents), strict=True):
             sample = frame.sample
-            if frame.index is not None:
+            if not finite:
+                sample.send(EngineError(NOT_FINITE, "not_finite"))
+            elif frame.index is not None:
                 sample.record("partials", begin, end)
                 sample.send(Partial(image, frame.index, frame.step))
             else:

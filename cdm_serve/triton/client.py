@@ -79,8 +79,8 @@ class TritonClient:
         except grpc.RpcError:
             return False
 
-    async def models(self) -> list[str]:
-        """Names of the loaded models.
+    async def models(self) -> tuple[list[str], dict[str, str]]:
+        """Names of the loaded models, and by name why others are not.
 
         Raises:
             BackendLost: no server answers.
@@ -89,7 +89,10 @@ class TritonClient:
             index = await self._service.RepositoryIndex(wire.RepositoryIndexRequest(), timeout=5)
         except grpc.RpcError as error:
             raise BackendLost(details(error)) from error
-        return sorted(model.name for model in index.models if model.state == "READY")
+        ready = sorted(model.name for model in index.models if model.state == "READY")
+        # A python model's traceback follows in further lines.
+        reasons = {each.name: each.reason.partition("\n")[0] for each in index.models}
+        return ready, {name: why for name, why in reasons.items() if why and name not in ready}
 
     async def load(self, model: str) -> None:
         """Load a model, or load it again; the one before serves until the new one is ready.

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import re
 import secrets
 import socket
 import subprocess
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 GUARD = Path(__file__).with_name("guard.py")
 HOST = "127.0.0.1"
+SAFE = re.compile(r"[A-Za-z0-9/._-]+")
 EXIT_SECONDS = 5
 
 
@@ -39,12 +42,14 @@ class TritonProcess:
             log: to which what it prints is appended; else to a file that goes when the server does.
             warm_up_seconds: instead of the models' own.
         """
-        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+        self.folder = _working_folder()
+        models = self.folder / "models"
+        models.symlink_to(repository.resolve())
         self.port = _free_port()
         prefix = f"{SHM_PREFIX}{secrets.token_hex(4)}_"
         command = [
             str(wheel.server),
-            f"--model-repository={repository.resolve()}",
+            f"--model-repository={models}",
             # By name: left to itself Triton would also load what an export has not finished.
             "--model-control-mode=explicit",
             *(f"--load-model={model.name}" for model in model_folders(repository)),
@@ -118,6 +123,16 @@ def errors_in(log: str) -> str:
     """The last lines of Triton's log without its tables and notes."""
     lines = [line for line in log.splitlines() if line and line[0] not in "I+|"]
     return "\n".join(lines[-20:] or log.splitlines()[-20:])
+
+
+def _working_folder() -> Path:
+    """A new one, of letters that a shell leaves alone: Triton gives a model's path to one unquoted.
+
+    In the folder for temporary files, unless that has others. Models are reached by a link here.
+    """
+    folders = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
+    base = next(each for each in folders if SAFE.fullmatch(each) and os.access(each, os.W_OK))
+    return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
 
 
 def _free_port() -> int:

@@ -20,8 +20,8 @@ there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one
     engine     the process and its machine
     waiting    samples at hand, started or not, and ``steps_waiting``, the steps they still need
     counters   cumulative since the process started: executions, steps, pictures, partials,
-               cancelled, expired, failed, steps_saved (not made, of the cancelled and expired),
-               cache_hits, cache_misses
+               cancelled, expired, failed, not_finite, steps_saved (not made, of the cancelled and
+               expired), cache_hits, cache_misses
     gauges     cache_entries, cache_bytes, and batches_exact, batches_dropped and
                batches_largest_difference as found at start
     histograms cumulative: by name (queue_seconds, text_seconds, step_seconds, decode_seconds of

@@ -39,12 +39,12 @@ class Registry:
     def __init__(self, repository: Path | None) -> None:
         self.cards: dict[str, ModelCard] = {}
         self.changing: set[str] = set()
-        self.missing: list[str] = []
+        self.missing: dict[str, str] = {}
         self._repository = repository
         self._stamps: dict[str, Stamp] = {}
 
     async def fill(self, client: TritonClient) -> None:
-        """Look at a Triton that has just come up; ``missing`` is what it could not load.
+        """Look at a Triton that has just come up; ``missing`` says why it could not load some.
 
         Raises:
             BackendError: a model failed.
@@ -52,11 +52,15 @@ class Registry:
         """
         self._stamps = {} if self._repository is None else stamps_in(self._repository)
         self.changing.clear()
-        names = await client.models()
+        names, reasons = await client.models()
         self._forget_all_but(names)
-        self.missing = [name for name in self._stamps if name not in names]
-        for name in self.missing:
-            logger.error("model %s cannot be loaded and is not served", name)
+        self.missing = {
+            name: reasons.get(name) or "Triton gives no reason"
+            for name in self._stamps
+            if name not in names
+        }
+        for name, reason in self.missing.items():
+            logger.error("model %s cannot be loaded and is not served: %s", name, reason)
         for name in names:
             await self.refresh(client, name)
 
@@ -81,7 +85,7 @@ class Registry:
                 logger.warning("cannot look for new models: %s", error)
 
     async def _show(self, client: TritonClient) -> None:
-        names = await client.models()
+        names, _ = await client.models()
         self._forget_all_but(names)
         for name in names:
             if name not in self.cards:

@@ -50,11 +50,9 @@ class Supervisor:
             StartError: it ended or was not ready in time; its log was written to the logger.
         """
         await self._bring_up()
-        missing = self._registry.missing
-        if missing:
-            self._show_log()
+        if self._registry.missing:
             await self._tear_down(graceful=False)
-            raise StartError(f"{', '.join(missing)} cannot be loaded; the log is above")
+            raise StartError(self._unloaded())
         self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
@@ -101,11 +99,16 @@ class Supervisor:
             await self._until_up(self._client, address)
             await self._fill(self._client, address)
             if not self.models:
-                raise StartError(f"Triton at {address} serves no model: export one first")
+                empty = f"Triton at {address} serves no model: export one first"
+                raise StartError(self._unloaded() or empty)
         except BaseException:
             await self._tear_down(graceful=False)
             raise
         self.ready = True
+
+    def _unloaded(self) -> str:
+        missing = self._registry.missing.items()
+        return "; ".join(f"model {name} cannot be loaded: {reason}" for name, reason in missing)
 
     async def _until_up(self, client: TritonClient, address: str) -> None:
         deadline = time.monotonic() + self._settings.start_seconds

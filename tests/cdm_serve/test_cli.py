@@ -6,10 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from cdm_serve.cli import _listen
 from cdm_serve.settings import Settings
+from cdm_serve.triton.launcher import _working_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +96,36 @@ def test_an_export_that_does_not_match(repository, tmp_path):
     line = refusal(run("--port", 0, "--model-repository", tmp_path / "repository"))
     assert "transformer.onnx is not the file that was exported" in line
     assert "cdm-export" in line
+
+
+def test_why_a_model_does_not_load(repository, tmp_path):
+    """Its own line, though everything else of Triton's log is not shown."""
+    shutil.copytree(repository / "tiny", tmp_path / "tiny")
+    shutil.copy(tmp_path / "tiny" / "configs" / "gpu.pbtxt", tmp_path / "tiny" / "config.pbtxt")
+    config = tmp_path / "tiny" / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_GPU gpus: [ 0 ]", "KIND_CPU"))
+    result = run("--port", 0, "--model-repository", tmp_path)
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1]
+    assert "cdm-serve: model tiny cannot be loaded:" in line
+    assert "this onnxruntime has no CUDAExecutionProvider: pip uninstall onnxruntime" in line
+
+
+def test_a_folder_that_triton_cannot_load(repository, tmp_path):
+    shutil.copytree(repository / "tiny", tmp_path / "my model")
+    line = refusal(run("--port", 0, "--model-repository", tmp_path))
+    assert f"{tmp_path / 'my model'} has a name that Triton cannot load: rename" in line
+
+
+def test_tritons_own_folder_is_one_that_a_shell_leaves_alone(tmp_path, monkeypatch):
+    unsafe = tmp_path / "a b"
+    unsafe.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(unsafe))
+    folder = _working_folder()
+    folder.rmdir()
+    assert not folder.is_relative_to(unsafe)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert _working_folder().parent == tmp_path
 
 
 def test_no_libpython(repository):

@@ -285,6 +285,30 @@ def test_a_failure_is_answered_and_the_rest_goes_on(manifest, capsys):
     scheduler.close()
 
 
+class Damaged(Pipeline):
+    """A pipeline whose weights give NaN for one prompt."""
+
+    def encode(self, prompts):
+        conditions = super().encode(prompts)
+        for prompt, condition in zip(prompts, conditions, strict=True):
+            if prompt == "a yeti":
+                condition.embeds["pooled"] = condition.embeds["pooled"] * np.nan
+        return conditions
+
+
+def test_nan_is_an_error_and_not_a_black_picture(manifest, scheduler):
+    damaged = Scheduler(Damaged(manifest, open_runtime("openvino", "auto")), costs(2), 0)
+    jobs = [Job(prompt, 1, 3, "64x64") for prompt in ("a fox", "a yeti", "an owl")]
+    fox, yeti, owl = (submit(damaged, job) for job in jobs)
+    with pytest.raises(EngineError, match=r"no numbers .NaN. for this prompt") as caught:
+        yeti.result(60)
+    assert caught.value.kind == "not_finite"
+    for future, job in ((fox, jobs[0]), (owl, jobs[2])):
+        assert np.array_equal(future.result(60).image, submit(scheduler, job).result(60).image)
+    assert damaged.counters["not_finite"] == 1
+    damaged.close()
+
+
 def test_close_finishes_what_was_submitted(pipeline):
     scheduler = Scheduler(pipeline, costs(2), cache_bytes=0)
     futures = [submit(scheduler, Job("a fox", seed, 2, "64x64")) for seed in range(20)]

@@ -69,7 +69,7 @@ def draw_jobs(count, seed):
 def test_describes_the_export(address, manifest):
     async def use(client):
         assert await client.ready()
-        assert await client.models() == ["tiny"]
+        assert await client.models() == (["tiny"], {})
         return await client.describe("tiny")
 
     report = with_client(address, use)

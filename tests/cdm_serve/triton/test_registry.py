@@ -10,7 +10,8 @@ import pytest
 
 @pytest.fixture(scope="module")
 def own_repository(repository, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("own") / "model_repository"
+    # A path that a shell would take apart, and of more than ASCII.
+    folder = tmp_path_factory.mktemp("own") / 'it\'s $HOME #1; "größe"' / "model_repository"
     shutil.copytree(repository, folder)
     return folder
 
