@@ -1,7 +1,6 @@
-"""``cdm-serve``: check, start Triton, serve, drain, leave nothing behind."""
+"""``cdm-serve``: check, start Triton, serve, drain, leave nothing behind; or ``doctor``."""
 
 import logging
-import socket
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from cdm_serve.configuration import load_settings
 from cdm_serve.errors import StartError
 from cdm_serve.log import configure_logging
 from cdm_serve.repository import check_repository
-from cdm_serve.server import serve
+from cdm_serve.server import listen, serve
 from cdm_serve.settings import Settings
 from cdm_serve.tracing import exporting
 from cdm_serve.triton.wheel import TritonWheel, find_wheel
@@ -23,19 +22,25 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 after Ctrl-C or SIGTERM, 2 when the server cannot start."""
+    """0 after Ctrl-C or SIGTERM, 2 when the server cannot start; of ``doctor``, could not."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    examined = words[:1] == ["doctor"]
     try:
-        settings = load_settings(arguments)
+        settings = load_settings(words[examined:])
     except StartError as error:
         _complain(configure_logging("text"), error)
         return 2
+    if examined:
+        from cdm_serve.doctor import doctor
+
+        return doctor(settings, Console())
     console = configure_logging(settings.log)
     try:
         keys = read_keys(settings)
         if settings.ray:
             _on_ray(settings, keys, console)
             return 0
-        with _listen(settings) as listener, exporting(settings.traces):
+        with listen(settings) as listener, exporting(settings.traces):
             uvloop.run(serve(settings, keys, _find_triton(settings), listener, console))
     except StartError as error:
         _complain(console, error)
@@ -63,24 +68,6 @@ def _find_triton(settings: Settings) -> TritonWheel | None:
         return None
     check_repository(settings.model_repository)
     return find_wheel()
-
-
-def _listen(settings: Settings) -> socket.socket:
-    """Take the port before the slow part, so that a taken one is known at once."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # With the protocol named, asyncio turns off Nagle's algorithm, which holds answers for 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise StartError(
-            f"cannot listen on {settings.host}:{settings.port} ({reason}): "
-            "choose another port with --port, or stop what uses it"
-        ) from error
-    return listener
 
 
 if __name__ == "__main__":

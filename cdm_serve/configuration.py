@@ -54,8 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     """Values stay texts: ``Settings`` parses them, as those of the environment."""
     parser = argparse.ArgumentParser(
         prog="cdm-serve",
-        usage="cdm-serve [OPTIONS]",
-        description="Serve few-step text-to-image models over HTTP, on NVIDIA Triton.",
+        usage="cdm-serve [doctor] [OPTIONS]",
+        description="Serve few-step text-to-image models over HTTP, on NVIDIA Triton; doctor says "
+        "whether it would, what this machine has, and what to run for what is missing.",
         epilog="Each setting may also come from the environment (CDM_SERVE_PORT=9000) or from the "
         "TOML file (port = 9000); a flag wins over the environment, that over the file.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=33),

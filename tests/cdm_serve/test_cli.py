@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cdm_serve.cli import _listen
+from cdm_serve.server import listen
 from cdm_serve.settings import Settings
 from cdm_serve.triton.launcher import _working_folder
 
@@ -44,7 +44,7 @@ def test_a_port_in_use(tmp_path):
 
 def test_answers_are_not_held_back():
     """asyncio sets TCP_NODELAY only where the socket says that it is TCP."""
-    with _listen(Settings(port=0)) as listener:
+    with listen(Settings(port=0)) as listener:
         listener.listen()
 
         async def accepted():

@@ -1,0 +1,208 @@
+"""``cdm-serve doctor``: what this machine has, what would be used, and what to run for the rest."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cdm_serve.api.auth import read_keys
+from cdm_serve.engine.runtimes import fit_precision, runtime_for
+from cdm_serve.errors import StartError
+from cdm_serve.repository import check_model, models_in, parameters_of
+from cdm_serve.server import listen
+from cdm_serve.settings import Settings
+from cdm_serve.triton.target import grpc_target
+from cdm_serve.triton.wheel import PYTHON, find_wheel
+
+GIB = 2**30
+# What Docker gives a container, and Triton does not get by with.
+LEAST_SHARED = 64 * 2**20
+FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
+MARKS = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[dim]-[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``good`` is None for what is not there and not needed by itself."""
+
+    what: str
+    found: str
+    good: bool | None = True
+
+
+def doctor(settings: Settings, console: Console) -> int:
+    """Print all findings; 0 when ``cdm-serve`` with these settings would serve, else 2."""
+    with console.status("looking, and reading the models' files ..."):
+        findings = list(examine(settings))
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for each in findings:
+        table.add_row(MARKS[each.good], each.what, escape(each.found))
+    console.print(table)
+    wrong = [each.what for each in findings if each.good is False]
+    if wrong:
+        console.print(f"[red]it would not serve[/]: see {', '.join(wrong)}")
+        return 2
+    console.print("[green]it would serve[/]")
+    return 0
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Everything, one after the other."""
+    yield Finding("CPU", _cpu())
+    yield Finding("memory", _memory())
+    yield _shared_memory()
+    yield from _gpus()
+    yield _package("OpenVINO", "openvino", "'cdm-serve[cpu]'")
+    yield _onnxruntime()
+    yield _package("TensorRT", "tensorrt", "'cdm-serve[tensorrt]' for engines on a GPU")
+    yield _package("CuPy", "cupy", "'cdm-serve[cuda]' for a GPU")
+    yield _distribution("CUDA", "cuda-toolkit")
+    yield _distribution("cuDNN", "nvidia-cudnn-cu13")
+    yield _tried("keys", lambda: read_keys(settings) and _who(settings))
+    yield _tried("port", lambda: _port(settings))
+    if settings.triton is not None:
+        yield _tried("Triton", lambda: _reach(settings.triton or ""))
+        return
+    yield _tried("Triton", _bundled)
+    try:
+        models = models_in(settings.model_repository)
+    except StartError as error:
+        yield Finding("models", str(error), False)
+        return
+    for model in models:
+        yield _tried(f"model {model.name}", partial(_model, model))
+
+
+def _cpu() -> str:
+    information = Path("/proc/cpuinfo").read_text()
+    name = re.search(r"model name\s*:\s*(.*)", information)
+    flags = set(re.findall(r"\w+", information.partition("flags")[2].partition("\n")[0]))
+    features = [text for flag, text in FEATURES.items() if flag in flags]
+    cores = len(os.sched_getaffinity(0))
+    return f"{name[1] if name else os.uname().machine}, {cores} cores, {' '.join(features)}"
+
+
+def _available() -> int:
+    """Bytes that a process may still take, also in a container."""
+    (kilobytes,) = re.findall(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())
+    free = int(kilobytes) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
+
+
+def _memory() -> str:
+    return f"{_available() / GIB:.1f} GiB available"
+
+
+def _shared_memory() -> Finding:
+    usage = shutil.disk_usage("/dev/shm")
+    if usage.free > LEAST_SHARED:
+        return Finding("shared memory", f"{usage.free / GIB:.2g} GiB free in /dev/shm")
+    found = f"only {usage.free / 2**20:.0f} MiB free in /dev/shm: docker run --shm-size 1g"
+    return Finding("shared memory", found, False)
+
+
+def _gpus() -> Iterator[Finding]:
+    """As the driver tells, so also where no package for them is installed."""
+    query = "--query-gpu=index,name,memory.total,driver_version,compute_cap"
+    try:
+        command = ["nvidia-smi", query, "--format=csv,noheader"]
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        yield Finding("GPU", "none that nvidia-smi shows", None)
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    for line in listed.stdout.splitlines():
+        index, name, memory, driver, capability = line.split(", ")
+        found = f"{name}, {memory}, driver {driver}, compute capability {capability}"
+        hidden = visible is not None and index not in visible.split(",")
+        yield Finding(f"GPU {index}", found + (", not in CUDA_VISIBLE_DEVICES" if hidden else ""))
+
+
+def _package(what: str, name: str, extra: str) -> Finding:
+    try:
+        return Finding(what, str(import_module(name).__version__))
+    except ImportError as error:
+        return Finding(what, f"not here ({error}): pip install {extra}", None)
+
+
+def _onnxruntime() -> Finding:
+    found = _package("ONNX Runtime", "onnxruntime", "'cdm-serve[cuda]' for a GPU")
+    if found.good is None:
+        return found
+    providers = import_module("onnxruntime").get_available_providers()
+    names = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
+    return Finding(found.what, f"{found.found}, on {names}")
+
+
+def _distribution(what: str, name: str) -> Finding:
+    try:
+        return Finding(what, f"{version(name)}, of pip")
+    except PackageNotFoundError:
+        return Finding(what, "not of pip, perhaps of the system", None)
+
+
+def _tried(what: str, find: Callable[[], object]) -> Finding:
+    try:
+        return Finding(what, str(find()))
+    except (StartError, ValueError) as error:
+        return Finding(what, str(error), False)
+
+
+def _who(settings: Settings) -> str:
+    keyed = settings.api_keys or settings.api_key_file
+    return "asked for" if keyed else f"none: whoever reaches {settings.host} may ask"
+
+
+def _port(settings: Settings) -> str:
+    listen(settings).close()
+    return f"{settings.port} is free on {settings.host}"
+
+
+def _reach(addresses: str) -> str:
+    grpc_target(addresses)
+    for address in addresses.split(","):
+        host, _, port = address.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except (OSError, ValueError) as error:
+            raise StartError(f"nothing answers at {address}: {error}") from error
+    return f"something listens at {addresses}; its models are its own matter"
+
+
+def _bundled() -> str:
+    find_wheel()
+    return f"nvidia-pytriton {version('nvidia-pytriton')}, with libpython{PYTHON}"
+
+
+def _model(model: Path) -> str:
+    """What it would run in; all but loading it, which takes its time and memory."""
+    manifest = check_model(model, full=True)
+    parameters = parameters_of(model)
+    runtime, precision = parameters["runtime"], parameters["precision"]
+    runtime_for(manifest, runtime, precision)
+    size = sum(path.stat().st_size for path in (model / "1").iterdir())
+    if size > _available():
+        raise StartError(
+            f"its files have {size / GIB:.1f} GiB, and less memory is available: end other "
+            "programs, or export it with --precision fp16"
+        )
+    arithmetic = fit_precision(manifest.runtimes, runtime, precision)
+    sizes = ", ".join(manifest.sizes)
+    return f"whole, {sizes}, {manifest.precision}, {size / 2**20:.0f} MiB; {runtime} {arithmetic}"
