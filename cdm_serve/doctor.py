@@ -67,7 +67,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _shared_memory()
     yield from _gpus()
     yield _package("OpenVINO", "openvino", "'cdm-serve[cpu]'")
-    yield _onnxruntime()
+    yield _package("ONNX Runtime", "onnxruntime", "'cdm-serve[cuda]' for a GPU")
     yield _package("TensorRT", "tensorrt", "'cdm-serve[tensorrt]' for engines on a GPU")
     yield _package("CuPy", "cupy", "'cdm-serve[cuda]' for a GPU")
     yield _distribution("CUDA", "cuda-toolkit")
@@ -137,18 +137,14 @@ def _gpus() -> Iterator[Finding]:
 
 def _package(what: str, name: str, extra: str) -> Finding:
     try:
-        return Finding(what, str(import_module(name).__version__))
+        module = import_module(name)
     except ImportError as error:
         return Finding(what, f"not here ({error}): pip install {extra}", None)
-
-
-def _onnxruntime() -> Finding:
-    found = _package("ONNX Runtime", "onnxruntime", "'cdm-serve[cuda]' for a GPU")
-    if found.good is None:
-        return found
-    providers = import_module("onnxruntime").get_available_providers()
-    names = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
-    return Finding(found.what, f"{found.found}, on {names}")
+    found = str(module.__version__)
+    if hasattr(module, "get_available_providers"):
+        providers = module.get_available_providers()
+        found += ", on " + ", ".join(each.removesuffix("ExecutionProvider") for each in providers)
+    return Finding(what, found)
 
 
 def _distribution(what: str, name: str) -> Finding:
