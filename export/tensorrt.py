@@ -22,7 +22,7 @@ from typing import Any
 
 from cdm_serve.engine.manifest import file_entry, file_sha256
 from cdm_serve.engine.runtimes.cuda import Gpu
-from cdm_serve.engine.runtimes.tensorrt import TensorRt
+from cdm_serve.engine.runtimes.tensorrt import TensorRt, message_log
 from cdm_serve.errors import StartError
 from export.errors import ExportError
 from export.profiles import Profile
@@ -71,7 +71,7 @@ def build_engine(
     """
     import tensorrt as trt
 
-    logger = trt.Logger(trt.Logger.ERROR)
+    logger = message_log(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
@@ -95,7 +95,7 @@ def build_engine(
     config.progress_monitor = _monitor(trt, report)
     built = builder.build_serialized_network(network, config)
     if built is None:
-        raise ExportError(f"TensorRT cannot build {onnx.name}; its own message stands above")
+        raise ExportError(f"TensorRT cannot build {onnx.name}: {logger.last}")
     engine.write_bytes(built)
     if cache is not None:
         temporary = cache.with_name(f".{cache.name}.new")

@@ -353,17 +353,95 @@ def fake_tensorrt(machine: Machine) -> types.ModuleType:
             for name, array in zip(names, outputs, strict=True):
                 MEMORY[self._addresses[name]][...] = array
 
+    class IProgressMonitor:
+        def __init__(self) -> None:
+            pass
+
+    class Builder:
+        def __init__(self, logger: Any) -> None:
+            self._logger = logger
+
+        def create_network(self, flags: int = 0) -> Any:
+            return types.SimpleNamespace(path=None)
+
+        def create_builder_config(self) -> "Config":
+            return Config()
+
+        def create_optimization_profile(self) -> "Profile":
+            return Profile()
+
+        def build_serialized_network(self, network: Any, config: "Config") -> bytes | None:
+            config.progress_monitor.phase_start("Building", None, 2)
+            for step in range(2):
+                if not config.progress_monitor.step_complete("Building", step):
+                    return None
+            config.progress_monitor.phase_finish("Building")
+            if not machine.context_memory:
+                self._logger.log(ILogger.Severity.ERROR, "no implementation fits the memory")
+                return None
+            plan = {"version": machine.version, "capability": machine.capability}
+            plan |= {"host_code": "version" in config.flags, "graph": network.path}
+            plan["profiles"] = [each.shapes for each in config.profiles]
+            return json.dumps(plan).encode()
+
+    class Profile:
+        def __init__(self) -> None:
+            self.shapes: dict[str, Any] = {}
+
+        def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+            self.shapes[input] = (min, opt, max)
+
+    class Config:
+        def __init__(self) -> None:
+            self.flags: set[str] = set()
+            self.profiles: list[Profile] = []
+            self.progress_monitor: Any = None
+            self._cache: Any = None
+
+        def set_flag(self, flag: str) -> None:
+            self.flags.add(flag)
+
+        def add_optimization_profile(self, profile: Profile) -> int:
+            self.profiles.append(profile)
+            return len(self.profiles) - 1
+
+        def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
+            return types.SimpleNamespace(serialize=lambda: serialized_timing_cache + b"timing")
+
+        def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+            self._cache = cache
+            return True
+
+        def get_timing_cache(self) -> Any:
+            return self._cache
+
+    class OnnxParser:
+        def __init__(self, network: Any, logger: Any) -> None:
+            self._network = network
+
+        def parse_from_file(self, model: str) -> bool:
+            self._network.path = model
+            return True
+
     types_ = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
     trt.__version__ = machine.version
-    trt.ILogger, trt.Runtime = ILogger, Runtime
+    trt.ILogger, trt.Runtime, trt.Builder, trt.OnnxParser = ILogger, Runtime, Builder, OnnxParser
+    trt.IProgressMonitor = IProgressMonitor
+    trt.BuilderFlag = types.SimpleNamespace(REFIT="refit", VERSION_COMPATIBLE="version")
+    trt.HardwareCompatibilityLevel = types.SimpleNamespace(AMPERE_PLUS="ampere")
     trt.TensorIOMode = types.SimpleNamespace(INPUT="input", OUTPUT="output")
     trt.nptype = types_.__getitem__
     return trt
 
 
-def install(patch: pytest.MonkeyPatch, machine: Machine) -> Machine:
+PACKAGES = (fake_cupy, fake_onnxruntime, fake_tensorrt)
+
+
+def install(
+    patch: pytest.MonkeyPatch, machine: Machine, packages: Sequence[Any] = PACKAGES
+) -> Machine:
     """Have them imported from now on."""
     MEMORY.clear()
-    for make in (fake_cupy, fake_onnxruntime, fake_tensorrt):
+    for make in packages:
         patch.setitem(sys.modules, make.__name__.removeprefix("fake_"), make(machine))
     return machine

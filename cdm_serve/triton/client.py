@@ -11,7 +11,8 @@ import contextlib
 import itertools
 import json
 import secrets
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as wire
@@ -45,6 +46,15 @@ OPTIONS = [
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
+
+
+async def _within(seconds: float, call: Awaitable[Any]) -> None:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        reason = f"it took longer than {seconds:g} seconds" if late else details(error)
+        raise BackendError(reason) from error
 
 
 async def _next(answers: Answers) -> Answer:
@@ -94,29 +104,23 @@ class TritonClient:
         reasons = {each.name: each.reason.partition("\n")[0] for each in index.models}
         return ready, {name: why for name, why in reasons.items() if why and name not in ready}
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, seconds: float) -> None:
         """Load a model, or load it again; the one before serves until the new one is ready.
 
         Raises:
-            BackendError: it cannot be loaded; the one before stays.
+            BackendError: it cannot be loaded, or not within ``seconds``; the one before stays.
         """
         request = wire.RepositoryModelLoadRequest(model_name=model)
-        try:
-            await self._service.RepositoryModelLoad(request)
-        except grpc.RpcError as error:
-            raise BackendError(details(error)) from error
+        await _within(seconds, self._service.RepositoryModelLoad(request, timeout=seconds))
 
-    async def unload(self, model: str) -> None:
+    async def unload(self, model: str, seconds: float) -> None:
         """Take no new requests for a model, finish those it has, and drop it.
 
         Raises:
-            BackendError: there is no such model.
+            BackendError: there is no such model, or it does not end within ``seconds``.
         """
         request = wire.RepositoryModelUnloadRequest(model_name=model)
-        try:
-            await self._service.RepositoryModelUnload(request)
-        except grpc.RpcError as error:
-            raise BackendError(details(error)) from error
+        await _within(seconds, self._service.RepositoryModelUnload(request, timeout=seconds))
 
     async def describe(self, model: str) -> Message:
         """What the model's process says of itself: also the proof that it is alive.

@@ -3,7 +3,8 @@
 Every request has the tensor ``message``, a JSON object; every response has ``message`` and, where
 there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one of
 
-``generate`` with the fields of a ``Job`` that are not the default. The request's id is its key and
+``generate`` with the fields of a ``Job`` that are not the default; instead of the deadline it has
+    ``seconds_left``, since the clocks of two machines differ. The request's id is its key and
     must be nobody else's. Of its tensors ``tensors`` has ``dtype`` and ``shape`` by name, and a
     second input, ``data``, has the bytes, one tensor after the other.
     Answered by any number of ``partial`` messages and then one ``picture`` or ``error``.
@@ -35,6 +36,7 @@ the ``report``), ``report`` or ``error`` (with ``error``, a kind of ``EngineErro
 
 import json
 import math
+import time
 from dataclasses import MISSING, fields
 from typing import Any, get_type_hints
 
@@ -50,6 +52,8 @@ Message = dict[str, Any]
 
 # What a field of a job must be; JSON has all of these.
 FIELDS = get_type_hints(Job)
+# What travels in another form.
+APART = ("tensors", "deadline")
 
 
 def pack(message: Message) -> NDArray[np.object_]:
@@ -79,8 +83,10 @@ def generate_message(job: Job) -> tuple[Message, bytes]:
     message: Message = {"command": "generate"}
     for each in fields(job):
         value = getattr(job, each.name)
-        if each.name != "tensors" and value != each.default:
+        if each.name not in APART and value != each.default:
             message[each.name] = value
+    if job.deadline is not None:
+        message["seconds_left"] = job.deadline - time.time()
     if job.tensors:
         message["tensors"] = {
             name: {"dtype": tensor.dtype.name, "shape": tensor.shape}
@@ -102,11 +108,13 @@ def job_of(message: Message, data: NDArray[np.uint8] | None) -> Job:
     """
     values: dict[str, Any] = {}
     for each in fields(Job):
-        if each.name != "tensors" and (each.name in message or each.default is MISSING):
+        if each.name not in APART and (each.name in message or each.default is MISSING):
             values[each.name] = _field(message, each.name, FIELDS[each.name])
-    unknown = message.keys() - values.keys() - {"command", "tensors"}
+    unknown = message.keys() - values.keys() - {"command", "tensors", "seconds_left"}
     if unknown:
         raise EngineError(f"{', '.join(sorted(unknown))}: unknown to this engine", "invalid")
+    if "seconds_left" in message:
+        values["deadline"] = time.time() + _field(message, "seconds_left", float | int)
     return Job(**values, tensors=_tensors(message.get("tensors", {}), data))
 
 

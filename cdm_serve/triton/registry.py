@@ -33,14 +33,16 @@ class Registry:
 
     With a ``repository`` of its own it loads what is added there, loads again what is exported
     anew and unloads what is taken away; else it shows what its Triton has loaded. ``changing`` are
-    the models of which that is just being done: their process may go.
+    the models of which that is just being done: their process may go. Each may take
+    ``load_seconds``.
     """
 
-    def __init__(self, repository: Path | None) -> None:
+    def __init__(self, repository: Path | None, load_seconds: float) -> None:
         self.cards: dict[str, ModelCard] = {}
         self.changing: set[str] = set()
         self.missing: dict[str, str] = {}
         self._repository = repository
+        self._load_seconds = load_seconds
         self._stamps: dict[str, Stamp] = {}
 
     async def fill(self, client: TritonClient) -> None:
@@ -105,7 +107,7 @@ class Registry:
     async def _load(self, client: TritonClient, name: str) -> None:
         self.changing.add(name)
         try:
-            await client.load(name)
+            await client.load(name, self._load_seconds)
             await self.refresh(client, name)
         except BackendError as error:
             kept = "the one before stays" if name in self.cards else "it is not served"
@@ -119,7 +121,7 @@ class Registry:
         self.changing.add(name)
         del self.cards[name]  # first, so that no more requests come
         try:
-            await client.unload(name)
+            await client.unload(name, self._load_seconds)
         except BackendError as error:
             logger.error("model %s cannot be unloaded: %s", name, error)
         else:

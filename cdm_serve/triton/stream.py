@@ -70,8 +70,7 @@ class Stream:
         try:
             async for response in self._service.ModelStreamInfer(self._send()):
                 if response.error_message:
-                    # Triton's own errors carry no id, so whose it is cannot be known.
-                    self._fail_waiting(response.error_message)
+                    self._fail(response.infer_response.id, response.error_message)
                 else:
                     self._deliver(response.infer_response)
         except grpc.RpcError as error:
@@ -94,6 +93,13 @@ class Stream:
             answers.put_nowait(BackendError(str(answer), answer.kind))
         else:
             answers.put_nowait(answer)
+
+    def _fail(self, key: str, reason: str) -> None:
+        """Triton's own error: of one request or, where it names none, perhaps of any."""
+        if not key:
+            self._fail_waiting(reason)
+        elif (answers := self._waiting.pop(key, None)) is not None:
+            answers.put_nowait(BackendLost(reason))
 
     def _fail_waiting(self, reason: str) -> None:
         waiting, self._waiting = self._waiting, {}

@@ -36,7 +36,8 @@ class Supervisor:
         self.restarts = 0
         self._settings = settings
         self._wheel = wheel
-        self._registry = Registry(settings.model_repository if wheel else None)
+        own = settings.model_repository if wheel else None
+        self._registry = Registry(own, settings.start_seconds)
         self._process: TritonProcess | None = None
         self._client: TritonClient | None = None
         self._watcher: asyncio.Task[None] | None = None

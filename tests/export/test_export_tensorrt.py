@@ -1,18 +1,25 @@
 """What can be known of TensorRT engines without a GPU: shapes, operators, types, refusals."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_gpu
 import onnx
 import pytest
 
+from cdm_serve.engine.manifest import read_manifest
+from cdm_serve.engine.runtimes import runtime_for
+from cdm_serve.errors import StartError
 from export.cli import main
+from export.errors import ExportError
 from export.plan import Plan, plan
 from export.profiles import Profile, profiles, trtexec
 from export.request import EngineOptions, Request, Size
 from export.student import Student
+from export.tensorrt import build_engine
 
 WriteGraph = Callable[[Student, str, str], Path]
 SIZES = (Size(64, 64), Size(72, 56))
@@ -159,6 +166,44 @@ def test_engines_are_of_half_precision_and_graphs_of_float32_by_default(
     assert plan(engines, longcat).precision.name == "bf16"
     assert plan(graphs, longcat).precision.name == "fp32"
     assert plan(replace(engines, precision="fp32"), longcat).precision.name == "fp32"
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> fake_gpu.Machine:
+    packages = (fake_gpu.fake_cupy, fake_gpu.fake_tensorrt)
+    return fake_gpu.install(monkeypatch, fake_gpu.Machine(), packages)
+
+
+def test_engines_are_built_compared_and_stamped(
+    student_folder: Path, tmp_path: Path, gpu: fake_gpu.Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though a picture in a batch is not the same to the bit as alone, as on a GPU."""
+    command = [str(student_folder), "--to", "tensorrt", "--out", str(tmp_path / "out")]
+    command += ["--sizes", "64x64", "--max-batch", "2", "--version-compatible"]
+    command += ["--timing-cache", str(tmp_path / "timing")]
+    assert main(command) == 0, capsys.readouterr()
+    (model,) = (tmp_path / "out").iterdir()
+    manifest = read_manifest(model / "1", full=True)
+    assert "tensorrt" in manifest.runtimes and manifest.precision == "fp16"
+    assert manifest.engines is not None
+    assert manifest.engines["version"] == gpu.version
+    assert manifest.engines["compute_capability"] == "9.0"
+    assert json.loads((model / "1" / "transformer.plan").read_text())["host_code"]
+    assert (tmp_path / "timing").read_bytes() == 3 * b"timing"
+    # What is served from it is what was compared; and it knows where it can be.
+    assert runtime_for(manifest, "tensorrt", "auto").batches == "close"
+    gpu.capability = (8, 0)
+    with pytest.raises(StartError, match="the engines were built for NVIDIA Fake"):
+        runtime_for(manifest, "tensorrt", "auto")
+
+
+def test_an_engine_that_cannot_be_built_is_told_with_tensorrts_reason(
+    exported: Path, gpu: fake_gpu.Machine, tmp_path: Path
+) -> None:
+    gpu.context_memory = False
+    graph = exported / "1" / "vae_decoder.onnx"
+    with pytest.raises(ExportError, match=r"cannot build vae_decoder\.onnx: no implement"):
+        build_engine(graph, tmp_path / "plan", [], EngineOptions(), lambda *progress: None)
 
 
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is a GPU")

@@ -35,7 +35,7 @@ class TensorRt:
         if stamp is not None:
             check_stamp(stamp, self.version, self._gpu.properties())
         self._gpu.use()
-        self._log = _log(self._tensorrt)
+        self._log = message_log(self._tensorrt)
         self._runtime = self._tensorrt.Runtime(self._log)
         # Engines for several versions contain code for the CPU. They are trusted like the model.py
         # that lies beside them.
@@ -175,7 +175,7 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
-def _log(tensorrt: ModuleType) -> Any:
+def message_log(tensorrt: ModuleType) -> Any:
     """TensorRT's messages: errors are printed, and the last one kept, since calls only say no."""
 
     class Log(tensorrt.ILogger):  # type: ignore[misc,name-defined]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import socket
 import time
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from cdm_serve.backend import BackendError, BackendLost
 from cdm_serve.engine.card import ModelCard
 from cdm_serve.engine.job import Job, Partial
 from cdm_serve.triton.client import TritonClient
+from cdm_serve.triton.protocol import generate_message, job_of
 from cdm_serve.triton.supervisor import alive
 
 JOB = {"prompt": "x", "seed": 1, "steps": 4, "size": "64x64"}
@@ -204,13 +206,32 @@ def test_refusals_name_what_is_served(address, job, complaint):
     assert caught.value.kind == "invalid"
 
 
-def test_an_error_of_triton_itself_fails_what_waits_and_the_stream_goes_on(address):
+def test_an_error_of_triton_itself_fails_its_request_and_no_other(address):
+    """On the stream that all share."""
+
     async def use(client):
+        jobs = [Job("a fox", seed, 16, "64x64") for seed in range(64)]
+        drawing = asyncio.gather(*(picture(client, job) for job in jobs))
         with pytest.raises(BackendLost, match="nowhere"):
             await client.describe("nowhere")
-        return await picture(client, Job("a fox", 1, 1, "64x64"))
+        assert not drawing.done()
+        return await drawing
 
-    assert with_client(address, use).image.shape == (64, 64, 3)
+    assert len(with_client(address, use)) == 64
+
+
+def test_a_load_that_takes_too_long_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(BackendError, match=r"it took longer than 0\.2 seconds"):
+            with_client(address, lambda client: client.load("tiny", 0.2))
+
+
+def test_deadlines_hold_whatever_the_clock_of_the_other_machine_says(monkeypatch):
+    message, _ = generate_message(Job("a fox", 1, 1, "64x64", deadline=time.time() + 30))
+    there = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: there)
+    assert job_of(message, None).deadline == pytest.approx(there + 30, abs=1)
 
 
 def test_nobody_listening_is_one_clear_error():
