@@ -16,6 +16,7 @@ from distill.adapters.loading import pipeline_folder
 from distill.files import whole_folder
 from distill.networks import add_lora, merge_lora
 from distill.recipe import Recipe
+from distill.stock import write_stock
 from distill.trainer import Trainer
 
 _PACKAGES = ("cdm-serve", "torch", "diffusers", "transformers")
@@ -45,6 +46,7 @@ def save_student(trainer: Trainer) -> Path:
             merge_lora(adapter.transformer)
         with whole_folder(output) as folder:
             adapter.pipeline.save_pretrained(folder)
+            write_stock(adapter, recipe.steps, recipe.height, recipe.width, folder)
             description = json.dumps(describe(recipe, trainer.updates, adapter), indent=2)
             (folder / "cdm.json").write_text(description + "\n", encoding="utf-8")
     trainer.processes.wait()
@@ -59,6 +61,7 @@ def describe(recipe: Recipe, updates: int, adapter: Adapter) -> dict[str, Any]:
         "architecture": adapter.name,
         "steps": recipe.steps,
         "sigmas": [1.0 - i / recipe.steps for i in range(recipe.steps)],
+        "shift": adapter.pipeline.scheduler.config.shift,  # what the sigmas are to be shifted by
         "guidance_scale": 1.0,
         "max_sequence_length": adapter.max_sequence_length,
         "height": recipe.height,

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cdm_serve.engine.manifest import COMPONENTS
 from export.errors import ExportError, VerificationError
-from export.request import EngineOptions, Request, parse_components, parse_sizes
+from export.request import EngineOptions, Request, parse_components, parse_sampling, parse_sizes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,6 +76,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         components=parse_components(components) if components is not None else COMPONENTS,
         tensorrt=options if arguments.to == "tensorrt" else None,
         calibration=arguments.calibration,
+        sampling=parse_sampling(arguments.steps, arguments.sigmas, arguments.grid),
     )
 
 
@@ -116,6 +117,20 @@ def _parser() -> argparse.ArgumentParser:
         "--sizes",
         metavar="WxH,...",
         help="sizes in pixels to verify and serve, such as 64x64,96x64 (default: the student's)",
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="steps of a picture (default: the student's)"
+    )
+    parser.add_argument(
+        "--sigmas",
+        metavar="S,...",
+        help="noise levels of these steps before the scheduler's shift, such as 1,0.75,0.5,0.25",
+    )
+    parser.add_argument(
+        "--grid",
+        choices=("even", "default"),
+        help="sigmas of every other number of steps: 1, 1 - 1/N, ..., or those that diffusers "
+        "takes without sigmas (default: the student's)",
     )
     parser.add_argument(
         "--precision",

@@ -110,12 +110,8 @@ def _load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
         load_nncf()
         prompts = calibration_prompts(request.calibration)
     with stage(console, "load the student"):
-        student = load_student(request.student)
-    if not student.has_card:
-        console.print(
-            f"  no cdm.json in {student.folder}: taken as a student of {student.steps} steps "
-            f"at {student.size} without guidance"
-        )
+        student = load_student(request.student, request.sampling)
+    console.print(f"  {student.contract}", highlight=False)
     if prompts:
         check_size(student)
     return student, plan(request, student, prompts)

@@ -100,7 +100,9 @@ def calibrate(
         shape = adapter.latent_shape(size.height, size.width)
         latents = torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(i))
         condition = adapter.encode([prompt])
-        for sigma, following in pairwise(adapter.sigmas(steps, size.height, size.width)):
+        for sigma, following in pairwise(
+            adapter.sigmas(steps, size.height, size.width, student.contract.of(steps))
+        ):
             level = torch.full((1,), sigma)
             velocity = adapter.velocity(adapter.transformer, latents, level, condition)
             inputs = {"latents": latents, "sigma": level, **condition.tensors}

@@ -15,6 +15,8 @@ Fields, all of them present unless said otherwise:
 - ``max_batch``: the largest batch that was verified; serving must not exceed it.
 - ``sizes`` (``WIDTHxHEIGHT``) that were verified, ``default_size``, ``default_steps``.
 - ``latents``: ``channels`` and ``downscale``, pixels per latent along a side.
+- ``contract``: the ``grid`` of sigmas (``even``, or the pipeline's ``default``), by number of
+  steps those that have ``own`` ones, and the ``source`` of both.
 - ``sigmas``: by size, by number of steps, the shifted grid of ``steps + 1`` values.
 - ``tokenizers``, none if the text encoder was not exported: ``file``, ``sha256``, ``bytes``,
   ``length`` to cut and pad to, ``pad_id``, and ``quotation``: ``null`` if a prompt is tokenized
@@ -97,12 +99,15 @@ def manifest(
         "max_batch": plan.max_batch,
         "sizes": [str(size) for size in sizes],
         "default_size": str(default),
-        "default_steps": student.steps,
+        "default_steps": student.contract.steps,
+        "contract": student.contract.to_json(),
         "latents": {"channels": channels, "downscale": sizes[0].height // latent_height},
         "sigmas": {
             str(size): {
-                str(steps): student.adapter.sigmas(steps, size.height, size.width)
-                for steps in range(1, max(MOST_STEPS, student.steps) + 1)
+                str(steps): student.adapter.sigmas(
+                    steps, size.height, size.width, student.contract.of(steps)
+                )
+                for steps in range(1, max(MOST_STEPS, student.contract.steps) + 1)
             }
             for size in sizes
         },

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 from cdm_serve.engine.manifest import COMPONENTS
 from export.errors import ExportError
 
+GridName = Literal["even", "default"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 
@@ -41,6 +44,15 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """What is said by hand of how a student is sampled; ``None`` leaves it to the student."""
+
+    steps: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    grid: GridName | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """What to export and where to; ``None`` leaves the choice to the student.
 
@@ -57,6 +69,7 @@ class Request:
     components: tuple[str, ...] = COMPONENTS
     tensorrt: EngineOptions | None = None
     calibration: str | None = None
+    sampling: Sampling = Sampling()
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:
@@ -74,6 +87,30 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
             )
         sizes.append(Size(int(match[1]), int(match[2])))
     return tuple(dict.fromkeys(sizes))
+
+
+def parse_sampling(steps: int | None, sigmas: str | None, grid: GridName | None) -> Sampling:
+    """Read ``--steps``, ``--sigmas 1,0.75,0.5,0.25`` and ``--grid``.
+
+    Raises:
+        ExportError: no steps, or sigmas that are not as many or do not fall from 1 towards 0.
+    """
+    if steps is not None and steps < 1:
+        raise ExportError(f"--steps {steps}: at least one step makes a picture")
+    given = None
+    if sigmas is not None:
+        try:
+            given = tuple(float(entry) for entry in sigmas.split(","))
+        except ValueError:
+            given = ()
+        if not given or any(a <= b for a, b in pairwise([1.0 + 1e-9, *given, 0.0])):
+            raise ExportError(
+                f"--sigmas {sigmas}: expected numbers that fall from at most 1 to above 0, before "
+                "the scheduler's shift, such as 1,0.75,0.5,0.25"
+            )
+        if steps not in (None, len(given)):
+            raise ExportError(f"--sigmas has {len(given)} numbers and --steps is {steps}")
+    return Sampling(steps, given, grid)
 
 
 def parse_components(text: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
@@ -19,11 +18,12 @@ from distill.adapters import Adapter, load_adapter
 from distill.adapters.registry import exporter_class
 from distill.errors import DistillError
 from export.architectures.architecture import Architecture
+from export.contract import Contract, contract
 from export.errors import ExportError
-from export.request import Size
+from export.request import Sampling, Size
 
 CARD_FORMAT = 1
-DEFAULT_STEPS = 4
+_AS_THE_STUDENT = Sampling()
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,9 @@ class Student:
     folder: Path
     name: str
     adapter: Adapter
-    steps: int
+    contract: Contract
     size: Size
     sha256: str
-    has_card: bool
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -45,17 +44,17 @@ class Student:
         return made
 
 
-def load_student(folder: Path) -> Student:
+def load_student(folder: Path, sampling: Sampling = _AS_THE_STUDENT) -> Student:
     """Load a student with all weights in float32.
 
     A folder without ``cdm.json`` (a few-step student made elsewhere) is taken with diffusers'
-    own defaults: the transformer's sample size and the pipeline's text length, and 4 steps.
+    own defaults: the transformer's sample size and the pipeline's text length.
 
     Raises:
         ExportError: no diffusers folder, an unknown architecture, a damaged file, or weights
             that are not finite.
     """
-    _check_folder(folder)
+    index = _check_folder(folder)
     diffusers_logging.disable_progress_bar()  # one bar per file of weights, over our own lines
     transformers_logging.disable_progress_bar()
     card = _read_card(folder / "cdm.json")
@@ -80,10 +79,9 @@ def load_student(folder: Path) -> Student:
         folder=folder,
         name=card.get("name", folder.resolve().name),
         adapter=adapter,
-        steps=card.get("steps", DEFAULT_STEPS),
+        contract=contract(folder, card, index, adapter, sampling),
         size=Size(card.get("width", side), card.get("height", side)),
         sha256=folder_sha256(folder),
-        has_card=bool(card),
     )
 
 
@@ -105,7 +103,7 @@ def folder_sha256(folder: Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path) -> dict[str, Any]:
     """That it is of a pipeline, and not pickled: unpickling runs whatever code the file holds."""
     if not folder.is_dir():
         raise ExportError(f"{folder} is not a folder; expected a student as cdm-distill writes it")
@@ -123,6 +121,7 @@ def _check_folder(folder: Path) -> None:
             raise ExportError(
                 f"{pickled[0]} is a pickle, which is not loaded; save the student with safetensors"
             )
+    return dict(index)
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -144,18 +143,4 @@ def _read_card(path: Path) -> dict[str, Any]:
         value = card.get(field)
         if type(value) is not int or value < least:
             raise ExportError(f"{path}: {field} must be an integer of at least {least}")
-    # Serving samples without guidance on even steps, so that is all a student may ask for.
-    if card.get("guidance_scale") != 1.0:
-        raise ExportError(f"{path}: guidance_scale must be 1.0, a student is served without it")
-    even = [1.0 - i / card["steps"] for i in range(card["steps"])]
-    sigmas = card.get("sigmas")
-    if (
-        not isinstance(sigmas, list)
-        or not all(type(sigma) in (int, float) for sigma in sigmas)
-        or not numpy.array_equal(numpy.round(sigmas, 6), numpy.round(even, 6))
-    ):
-        raise ExportError(
-            f"{path}: sigmas must be the {card['steps']} even ones {numpy.round(even, 4).tolist()};"
-            " other grids are not served"
-        )
     return card

@@ -220,8 +220,9 @@ def _case(student: Student, component: str, size: Size | None, batch: int) -> Ca
 def _picture(student: Student, size: Size) -> Array:
     """The pipeline's own picture of ``PROMPTS[0]`` from ``SEED``, (1, H, W, 3) uint8."""
     generator = torch.Generator("cpu").manual_seed(SEED)
-    draw = student.adapter.picture
-    return np.asarray(draw(PROMPTS[0], student.steps, size.height, size.width, generator))[None]
+    steps, draw = student.contract.steps, student.adapter.picture
+    where = (size.height, size.width, generator, student.contract.of(steps))
+    return np.asarray(draw(PROMPTS[0], steps, *where))[None]
 
 
 def _run(pipeline: Pipeline, component: str, rows: dict[str, Any]) -> dict[str, Array]:

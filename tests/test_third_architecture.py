@@ -58,7 +58,6 @@ def test_from_teacher_to_picture(
         height=56,
         width=72,
         num_inference_steps=4,
-        sigmas=[1.0, 0.75, 0.5, 0.25],
         guidance_scale=1.0,
         max_sequence_length=20,
         generator=torch.Generator().manual_seed(7),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from distill.adapters.condition import Condition
 from distill.errors import DistillError
 
+Grid = Literal["even", "default"] | tuple[float, ...]
+"""Sigmas before the shift: N even ones from 1, the pipeline's own choice, or those given."""
+
 # With one of these the scheduler resamples the whole grid, or does not step along the velocity.
 _OTHER_SAMPLERS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
     "use_beta_sigmas",
-    "shift_terminal",
     "invert_sigmas",
     "stochastic_sampling",
 )
@@ -46,6 +48,8 @@ class Adapter(ABC):
     half: ClassVar[torch.dtype]  # the type of two bytes in which the networks are sound
     optional: ClassVar[frozenset[str]] = frozenset()  # components that may be absent
     ignored: ClassVar[frozenset[str]] = frozenset()  # components that are never loaded
+    # Whether the pipeline, called without sigmas, takes the scheduler's grid and not an even one.
+    scheduler_grid: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -125,19 +129,34 @@ class Adapter(ABC):
             )
         return self._latent_channels, height // downscale, width // downscale
 
-    def sigmas(self, steps: int, height: int, width: int) -> list[float]:
-        """The shifted Euler grid of ``steps`` even steps: ``steps + 1`` values from 1.0 to 0.0."""
-        return [*self.shift(torch.tensor(_even(steps)), height, width).tolist(), 0.0]
+    def sigmas(self, steps: int, height: int, width: int, grid: Grid = "even") -> list[float]:
+        """The Euler grid that the pipeline steps along: ``steps + 1`` values that end at 0.0."""
+        if grid != "default":
+            return self._grid(height, width, sigmas=_given(steps, grid)).tolist()
+        if self.scheduler_grid:
+            return self._grid(height, width, num_inference_steps=steps).tolist()
+        return self._grid(height, width, sigmas=np.linspace(1.0, 1 / steps, steps)).tolist()
 
     def shift(self, sigmas: Tensor, height: int, width: int) -> Tensor:
-        """The scheduler's own shift of each sigma, any shape, as the pipeline would apply it."""
+        """The scheduler's own shift of each sigma, any shape, as the pipeline would apply it.
+
+        Raises:
+            DistillError: the scheduler stretches whole grids, so that no sigma has its own.
+        """
+        if self.pipeline.scheduler.config.shift_terminal:
+            raise DistillError(
+                "the scheduler has a shift_terminal, which moves whole grids and no sigma alone; "
+                "expected null to train with: change scheduler/scheduler_config.json"
+            )
+        shifted = self._grid(height, width, sigmas=sigmas.flatten().tolist())[:-1]
+        return shifted.reshape(sigmas.shape).to(sigmas)
+
+    def _grid(self, height: int, width: int, **choice: Any) -> Tensor:
         scheduler = copy.copy(self.pipeline.scheduler)  # set_timesteps only rebinds attributes
         with np.errstate(divide="ignore"):  # a dynamic shift finds its 0 for sigma 0 by 1 / 0
-            scheduler.set_timesteps(
-                sigmas=sigmas.flatten().tolist(), mu=self._dynamic_shift(height, width)
-            )
-        shifted: Tensor = scheduler.sigmas[:-1]
-        return shifted.reshape(sigmas.shape).to(sigmas)
+            scheduler.set_timesteps(mu=self._dynamic_shift(height, width), **choice)
+        sigmas: Tensor = scheduler.sigmas
+        return sigmas
 
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """The velocity that the pipeline samples along under classifier-free guidance.
@@ -167,15 +186,21 @@ class Adapter(ABC):
 
     @torch.no_grad()
     def picture(
-        self, prompt: str, steps: int, height: int, width: int, generator: torch.Generator
+        self,
+        prompt: str,
+        steps: int,
+        height: int,
+        width: int,
+        generator: torch.Generator,
+        grid: Grid = "even",
     ) -> Any:
-        """The pipeline's own picture by ``steps`` even steps without guidance, as PIL."""
+        """The pipeline's own picture by ``steps`` steps without guidance, as PIL."""
         return self.pipeline(
             prompt=prompt,
             height=height,
             width=width,
             num_inference_steps=steps,
-            sigmas=_even(steps),
+            sigmas=None if grid == "default" else _given(steps, grid),
             guidance_scale=1.0,
             generator=generator,
             output_type="pil",
@@ -196,5 +221,5 @@ class Adapter(ABC):
         return mu
 
 
-def _even(steps: int) -> list[float]:
-    return [1.0 - i / steps for i in range(steps)]
+def _given(steps: int, grid: Grid) -> list[float]:
+    return [1.0 - i / steps for i in range(steps)] if grid == "even" else list(map(float, grid))

@@ -43,7 +43,9 @@ def load_adapter(
     parts = _parts(path_or_name)
     folder = pipeline_folder(path_or_name)
     check_files(folder, parts.components)
-    return parts.adapter(load_components(folder, parts.components, dtype), max_sequence_length)
+    loaded = load_components(folder, parts.components, dtype)
+    _restore_shift(folder / "cdm.json", loaded)
+    return parts.adapter(loaded, max_sequence_length)
 
 
 def load_skeleton(path_or_name: str, max_sequence_length: int | None = None) -> Adapter:
@@ -53,7 +55,22 @@ def load_skeleton(path_or_name: str, max_sequence_length: int | None = None) -> 
         DistillError: nothing there, no known flow-matching pipeline, a configuration is missing.
     """
     parts = _parts(path_or_name)
-    return parts.adapter(load_shapes(path_or_name, parts.components), max_sequence_length)
+    loaded = load_shapes(path_or_name, parts.components)
+    _restore_shift(Path(path_or_name) / "cdm.json", loaded)
+    return parts.adapter(loaded, max_sequence_length)
+
+
+def _restore_shift(card: Path, loaded: dict[str, Any]) -> None:
+    """Undo ``distill.stock``: a student's scheduler is right for one number of steps alone."""
+    try:
+        shift = json.loads(card.read_text(encoding="utf-8")).get("shift")
+    except (OSError, ValueError, AttributeError):
+        return  # no student, or a card that its reader refuses
+    if type(shift) in (int, float) and not loaded["scheduler"].config.get("use_dynamic_shifting"):
+        scheduler = loaded["scheduler"]
+        loaded["scheduler"] = type(scheduler).from_config(
+            scheduler.config, shift=shift, shift_terminal=None
+        )
 
 
 def pipeline_folder(path_or_name: str) -> Path:

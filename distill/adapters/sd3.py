@@ -23,6 +23,7 @@ class Sd3Adapter(Adapter):
     name = "sd3"
     half = torch.float16
     optional = frozenset({"text_encoder_3", "tokenizer_3"})
+    scheduler_grid = True
 
     def __init__(self, pipeline: Any, max_sequence_length: int | None = None) -> None:
         config = pipeline.transformer.config

@@ -13,6 +13,7 @@ class AuraFlowAdapter(Adapter):
 
     name = "auraflow"
     half = torch.bfloat16
+    scheduler_grid = True
 
     def __init__(self, pipeline: Any, max_sequence_length: int | None = None) -> None:
         config = pipeline.transformer.config

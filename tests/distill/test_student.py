@@ -44,7 +44,11 @@ def test_the_folder_loads_and_differs_only_in_the_transformer(
             assert torch.equal(weight, theirs[name].half()), f"{part} {name}"
     ids = [p.tokenizer("a fox").input_ids for p in (student, adapter.pipeline)]
     assert ids[0] == ids[1]
-    assert student.scheduler.config.shift == 3.0
+    # Which diffusers takes by itself: with a shift and an end for this number of steps.
+    student.scheduler.set_timesteps(trainer.recipe.steps)
+    expected = adapter.sigmas(trainer.recipe.steps, 64, 64)
+    assert student.scheduler.sigmas.tolist() == pytest.approx(expected, abs=1e-6)
+    assert load_adapter(str(output)).pipeline.scheduler.config.shift == 3.0
 
 
 def test_adapters_are_merged_into_a_plain_folder(

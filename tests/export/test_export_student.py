@@ -19,7 +19,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def test_a_student_is_loaded_in_float32_with_its_card(student: Student) -> None:
-    assert (student.name, student.steps, student.size) == ("tiny", 4, Size(64, 64))
+    assert (student.name, student.contract.steps, student.size) == ("tiny", 4, Size(64, 64))
     assert student.adapter.max_sequence_length == 16
     assert student.adapter.pipeline.dtype == torch.float32
 
@@ -27,8 +27,8 @@ def test_a_student_is_loaded_in_float32_with_its_card(student: Student) -> None:
 def test_a_plain_folder_is_taken_with_diffusers_defaults(student_copy: Path) -> None:
     (student_copy / "cdm.json").unlink()
     student = load_student(student_copy)
-    assert not student.has_card
-    assert (student.name, student.steps, student.size) == ("student", 4, Size(64, 64))
+    assert (student.name, student.contract.steps, student.size) == ("student", 4, Size(64, 64))
+    assert student.contract.grid == "default"
     assert student.adapter.max_sequence_length == 256
 
 
@@ -51,9 +51,10 @@ def test_the_hash_is_of_what_is_exported(student: Student, student_copy: Path) -
         ({"steps": True}, "steps must be an integer"),
         ({"width": "64"}, "width must be an integer"),
         ({"max_sequence_length": -1}, "max_sequence_length must be an integer of at least 0"),
-        ({"guidance_scale": 4.5}, "guidance_scale must be 1.0"),
-        ({"sigmas": [1.0, 0.9, 0.5, 0.25]}, "sigmas must be the 4 even ones"),
-        ({"sigmas": ["1"]}, "sigmas must be the 4 even ones"),
+        ({"guidance_scale": 4.5}, "guidance_scale must be 0 or 1"),
+        ({"sigmas": [1.0, 0.5, 0.9, 0.25]}, "sigmas for 4 steps must be 4 numbers that fall"),
+        ({"sigmas": ["1"]}, "sigmas for 4 steps must be 4 numbers"),
+        ({"sigmas": {"2": [1.0, 0.5]}}, "must be the list for 4 steps"),
     ],
 )
 def test_a_card_that_cannot_be_served(

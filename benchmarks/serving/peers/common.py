@@ -39,6 +39,12 @@ def load(student: Path) -> Any:
     absent = {name: None for name, value in index.items() if value == [None, None]}
     pipeline = DiffusionPipeline.from_pretrained(student, torch_dtype=torch.float32, **absent)
     pipeline.set_progress_bar_config(disable=True)
+    # A student's own scheduler is right without sigmas alone; here they are given.
+    card = json.loads((student / "cdm.json").read_text(encoding="utf-8"))
+    if "shift" in card:
+        plain = {"shift": card["shift"], "shift_terminal": None}
+        scheduler = pipeline.scheduler
+        pipeline.scheduler = type(scheduler).from_config(scheduler.config, **plain)
     return pipeline
 
 

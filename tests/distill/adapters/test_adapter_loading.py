@@ -75,7 +75,7 @@ def test_a_scheduler_that_is_not_flow_matching(folder: Path) -> None:
     assert "the scheduler DDIMScheduler is not flow matching by plain Euler" in refused(folder)
 
 
-@pytest.mark.parametrize("option", ["use_karras_sigmas", "shift_terminal", "stochastic_sampling"])
+@pytest.mark.parametrize("option", ["use_karras_sigmas", "invert_sigmas", "stochastic_sampling"])
 def test_a_scheduler_that_samples_otherwise(folder: Path, option: str) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", **{option: True})
     assert option in refused(folder)
