@@ -82,6 +82,7 @@ def test_cdm_json(recipe: Recipe, trainer: Trainer) -> None:
         "architecture": "sd3",
         "steps": 4,
         "sigmas": [1.0, 0.75, 0.5, 0.25],
+        "shift": 3.0,
         "guidance_scale": 1.0,
         "max_sequence_length": 0,
         "height": 64,
@@ -110,6 +111,7 @@ def test_a_full_disk_leaves_the_older_student(
     real = Path.write_text
 
     def onto_a_full_disk(path: Path, *args: str, **options: str) -> int:
+        path.unlink(missing_ok=True)
         path.symlink_to("/dev/full")
         return real(path, *args, **options)
 
