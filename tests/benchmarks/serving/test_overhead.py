@@ -68,7 +68,7 @@ def test_finds_a_model_and_how_it_is_served(repository: Path) -> None:
     exported = find_export(repository, None)
     assert exported.folder == repository / "tiny"
     assert exported.parameters["runtime"] == "openvino"
-    assert exported.max_batch == 16
+    assert exported.max_batch == 8
 
 
 def test_the_engine_is_asked_by_closed_loops_for_steps_in_turn(pipeline: Pipeline) -> None:
