@@ -11,7 +11,15 @@ from rich.console import Console
 
 from cdm_serve.engine.manifest import COMPONENTS
 from export.errors import ExportError, VerificationError
-from export.request import EngineOptions, Request, parse_components, parse_sampling, parse_sizes
+from export.layout import check_pipeline, check_student
+from export.request import (
+    EngineOptions,
+    Request,
+    parse_components,
+    parse_lora,
+    parse_sampling,
+    parse_sizes,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,6 +68,10 @@ def _request(arguments: argparse.Namespace) -> Request:
     if arguments.dry_run and arguments.to != "tensorrt":
         raise ExportError("--dry-run shows TensorRT engines; use it with --to tensorrt")
     _check_int8(arguments)
+    loras = tuple(map(parse_lora, arguments.lora))
+    check_student(arguments.student, arguments.base is not None)
+    if arguments.base is None and arguments.student.is_dir():
+        check_pipeline(arguments.student, tuple(file for file, _ in loras))
     options = EngineOptions(
         refit=arguments.refit,
         version_compatible=arguments.version_compatible,
@@ -76,6 +88,8 @@ def _request(arguments: argparse.Namespace) -> Request:
         components=parse_components(components) if components is not None else COMPONENTS,
         tensorrt=options if arguments.to == "tensorrt" else None,
         calibration=arguments.calibration,
+        base=arguments.base,
+        loras=loras,
         sampling=parse_sampling(arguments.steps, arguments.sigmas, arguments.grid),
     )
 
@@ -104,7 +118,23 @@ def _parser() -> argparse.ArgumentParser:
         "loads it from.",
     )
     parser.add_argument(
-        "student", type=Path, metavar="STUDENT", help="diffusers folder, as cdm-distill writes it"
+        "student",
+        type=Path,
+        metavar="STUDENT",
+        help="diffusers folder or hub name; with --base also a transformer or a LoRA alone",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="PIPELINE",
+        help="diffusers folder or hub name, for a student that is a transformer or a LoRA alone",
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="LoRA to be merged into the weights; can be given several times",
     )
     parser.add_argument(
         "--to", required=True, choices=("onnx", "tensorrt"), help="format of the exported model"

@@ -110,7 +110,7 @@ def _load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
         load_nncf()
         prompts = calibration_prompts(request.calibration)
     with stage(console, "load the student"):
-        student = load_student(request.student, request.sampling)
+        student = load_student(request.student, request.sampling, request.base, request.loras)
     console.print(f"  {student.contract}", highlight=False)
     if prompts:
         check_size(student)

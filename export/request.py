@@ -11,6 +11,8 @@ from typing import Literal
 from cdm_serve.engine.manifest import COMPONENTS
 from export.errors import ExportError
 
+Lora = tuple[Path, float]
+"""A file and its scale."""
 GridName = Literal["even", "default"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -70,6 +72,8 @@ class Request:
     tensorrt: EngineOptions | None = None
     calibration: str | None = None
     sampling: Sampling = Sampling()
+    base: Path | None = None
+    loras: tuple[Lora, ...] = ()
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:
@@ -111,6 +115,22 @@ def parse_sampling(steps: int | None, sigmas: str | None, grid: GridName | None)
         if steps not in (None, len(given)):
             raise ExportError(f"--sigmas has {len(given)} numbers and --steps is {steps}")
     return Sampling(steps, given, grid)
+
+
+def parse_lora(text: str) -> Lora:
+    """Read ``FILE`` or ``FILE:0.8``.
+
+    Raises:
+        ExportError: there is no such file.
+    """
+    name, colon, scale = text.rpartition(":")
+    try:
+        lora = (Path(name), float(scale)) if colon else (Path(text), 1.0)
+    except ValueError:
+        lora = (Path(text), 1.0)
+    if not lora[0].is_file():
+        raise ExportError(f"--lora {text}: {lora[0]} is no file; expected FILE or FILE:SCALE")
+    return lora
 
 
 def parse_components(text: str) -> tuple[str, ...]:

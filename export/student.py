@@ -20,7 +20,9 @@ from distill.errors import DistillError
 from export.architectures.architecture import Architecture
 from export.contract import Contract, contract
 from export.errors import ExportError
-from export.request import Sampling, Size
+from export.layout import check_pipeline, lora_file
+from export.parts import assembled, merge
+from export.request import Lora, Sampling, Size
 
 CARD_FORMAT = 1
 _AS_THE_STUDENT = Sampling()
@@ -30,7 +32,6 @@ _AS_THE_STUDENT = Sampling()
 class Student:
     """A loaded student and how it is meant to be sampled."""
 
-    folder: Path
     name: str
     adapter: Adapter
     contract: Contract
@@ -44,17 +45,35 @@ class Student:
         return made
 
 
-def load_student(folder: Path, sampling: Sampling = _AS_THE_STUDENT) -> Student:
+def load_student(
+    source: Path,
+    sampling: Sampling = _AS_THE_STUDENT,
+    base: Path | None = None,
+    loras: tuple[Lora, ...] = (),
+) -> Student:
     """Load a student with all weights in float32.
 
     A folder without ``cdm.json`` (a few-step student made elsewhere) is taken with diffusers'
     own defaults: the transformer's sample size and the pipeline's text length.
 
+    Args:
+        source: a diffusers folder, or with ``base`` a transformer or a LoRA; or a hub name.
+        sampling: what is said by hand of how it is sampled.
+        base: the pipeline that the other components are taken from.
+        loras: files to be merged into the weights, each with its scale.
+
     Raises:
         ExportError: no diffusers folder, an unknown architecture, a damaged file, or weights
             that are not finite.
     """
-    index = _check_folder(folder)
+    if base is not None and (file := lora_file(source)) is not None:
+        loras = ((file, 1.0), *loras)
+    with assembled(source, base) as folder:
+        return _load(folder, source, sampling, loras)
+
+
+def _load(folder: Path, source: Path, sampling: Sampling, loras: tuple[Lora, ...]) -> Student:
+    index = check_pipeline(folder, tuple(file for file, _ in loras))
     diffusers_logging.disable_progress_bar()  # one bar per file of weights, over our own lines
     transformers_logging.disable_progress_bar()
     card = _read_card(folder / "cdm.json")
@@ -67,6 +86,7 @@ def load_student(folder: Path, sampling: Sampling = _AS_THE_STUDENT) -> Student:
             f"{folder / 'cdm.json'} says architecture {card['architecture']!r}, but the pipeline "
             f"beside it is {adapter.name!r}"
         )
+    merge(adapter, loras)
     for name, network in adapter.networks.items():
         for key, weight in network.state_dict().items():
             if not torch.isfinite(weight).all():
@@ -76,13 +96,27 @@ def load_student(folder: Path, sampling: Sampling = _AS_THE_STUDENT) -> Student:
     adapter.pipeline.set_progress_bar_config(disable=True)
     side = adapter.default_side
     return Student(
-        folder=folder,
-        name=card.get("name", folder.resolve().name),
+        name=card.get("name", _name(source)),
         adapter=adapter,
-        contract=contract(folder, card, index, adapter, sampling),
+        contract=contract(source, card, index, adapter, sampling),
         size=Size(card.get("width", side), card.get("height", side)),
-        sha256=folder_sha256(folder),
+        sha256=_sha256(folder, loras),
     )
+
+
+def _name(source: Path) -> str:
+    """A model name: the folder's or, of ``checkpoint-1000/transformer``, that of the one above."""
+    path = source.resolve() if source.exists() else source
+    path = path.parent if path.name == "transformer" else path
+    return path.stem if path.is_file() else path.name
+
+
+def _sha256(folder: Path, loras: tuple[Lora, ...]) -> str:
+    digest = folder_sha256(folder)
+    if not loras:
+        return digest
+    merged = "".join(f"{file_sha256(file)} {scale}" for file, scale in loras)
+    return hashlib.sha256((digest + merged).encode()).hexdigest()
 
 
 def folder_sha256(folder: Path) -> str:
@@ -101,27 +135,6 @@ def folder_sha256(folder: Path) -> str:
         if path.is_file()
     ]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _check_folder(folder: Path) -> dict[str, Any]:
-    """That it is of a pipeline, and not pickled: unpickling runs whatever code the file holds."""
-    if not folder.is_dir():
-        raise ExportError(f"{folder} is not a folder; expected a student as cdm-distill writes it")
-    path = folder / "model_index.json"
-    if not path.is_file():
-        raise ExportError(f"{folder} is not a diffusers folder: it has no model_index.json")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        components = [key for key, entry in index.items() if isinstance(entry, list) and entry[1]]
-    except (ValueError, AttributeError, IndexError) as error:
-        raise ExportError(f"{path} is not the index of a diffusers pipeline: {error}") from error
-    for place in map(folder.joinpath, components):
-        pickled = [*place.glob("*.bin"), *place.glob("*.pt"), *place.glob("*.ckpt")]
-        if pickled and not any(place.glob("*.safetensors")):
-            raise ExportError(
-                f"{pickled[0]} is a pickle, which is not loaded; save the student with safetensors"
-            )
-    return dict(index)
 
 
 def _read_card(path: Path) -> dict[str, Any]:

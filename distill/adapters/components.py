@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import diffusers
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.errors import DistillError
 
@@ -63,6 +64,11 @@ def load_components(folder: Path, components: Components, dtype: torch.dtype) ->
             raise
         except Exception as error:  # each of the libraries below raises its own kinds
             raise DistillError(f"{folder / name} cannot be loaded: {first_line(error)}") from error
+    for name, part in loaded.items():
+        # Without tokenizer_config.json a CLIP's length is known to its encoder alone.
+        if isinstance(part, CLIPTokenizer) and part.model_max_length > 1 << 30:
+            encoder: Any = loaded[name.replace("tokenizer", "text_encoder")]
+            part.model_max_length = encoder.config.max_position_embeddings
     return loaded
 
 
@@ -110,7 +116,7 @@ def _load_network(network_class: Any, place: Path, dtype: torch.dtype) -> nn.Mod
     )
     network: nn.Module
     network, info = network_class.from_pretrained(
-        place, dtype=dtype, output_loading_info=True, **options
+        place, dtype=dtype, output_loading_info=True, variant=_variant(place), **options
     )
     other_shapes = [key for key, *_ in info["mismatched_keys"]]
     if missing := sorted([*info["missing_keys"], *other_shapes]):
@@ -118,7 +124,23 @@ def _load_network(network_class: Any, place: Path, dtype: torch.dtype) -> nn.Mod
             f"{place}: weight {missing[0]} (the first of {len(missing)}) is missing from its files "
             "or has another shape than config.json says"
         )
+    # transformers leaves out what an encoder does not need of a whole model.
+    if not options and (unexpected := sorted(info["unexpected_keys"])):
+        raise DistillError(
+            f"{place}: weight {unexpected[0]} (the first of {len(unexpected)}) has no place in the "
+            "network; config.json says another network than the one that was saved"
+        )
     return network
+
+
+def _variant(place: Path) -> str | None:
+    """``fp16`` where a component has only weights of that variant: ``model.fp16.safetensors``."""
+    plain = re.compile(r"(model|diffusion_pytorch_model)(-\d{5}-of-\d{5})?\.safetensors")
+    other = re.compile(r"(?:model|diffusion_pytorch_model)\.(\w+)(-\d{5}-of-\d{5})?\.safetensors")
+    names = [path.name for path in sorted(place.glob("*.safetensors"))]
+    if any(map(plain.fullmatch, names)):
+        return None
+    return next((match[1] for match in map(other.fullmatch, names) if match), None)
 
 
 def first_line(error: Exception) -> str:

@@ -127,12 +127,17 @@ def _parts(path_or_name: str) -> _Parts:
     """As ``model_index.json`` has them, without what the adapter ignores."""
     index = model_index(path_or_name)
     class_name = index.get("_class_name")
-    if class_name not in ARCHITECTURES:
+    if not isinstance(class_name, str) or class_name not in ARCHITECTURES:
         raise DistillError(
             f"{path_or_name} is a {class_name}, not a flow-matching pipeline this package has an "
             f"adapter for; known pipelines: {', '.join(ARCHITECTURES)}"
         )
     adapter, pipeline = adapter_class(class_name), getattr(diffusers, class_name)
+    if "transformer" not in index:  # LongCat-Image's first index; its folder is there
+        config = Path(path_or_name) / "transformer" / "config.json"
+        if config.is_file():
+            saved = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+            index["transformer"] = ["diffusers", saved]
     components = {
         name: (entry[0], entry[1])
         for name, entry in index.items()
