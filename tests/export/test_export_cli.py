@@ -108,7 +108,7 @@ def test_folders_that_cannot_be_used(
 ) -> None:
     out = tmp_path / "out"
     nowhere = tmp_path / "nowhere"
-    assert "not a folder" in refused(capsys, nowhere, "--to", "onnx", "--out", out)
+    assert "does not exist" in refused(capsys, nowhere, "--to", "onnx", "--out", out)
     assert "not a diffusers folder" in refused(capsys, tmp_path, "--to", "onnx", "--out", out)
     kernel = "/proc/export"  # where not even root can make a folder
     assert "cannot write to" in refused(capsys, student_folder, "--to", "onnx", "--out", kernel)
