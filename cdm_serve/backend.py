@@ -28,9 +28,14 @@ class Backend(Protocol):
     ``ready`` is whether pictures can be had right now.
     """
 
-    models: dict[str, ModelCard]
-    ready: bool
-    restarts: int
+    @property
+    def models(self) -> dict[str, ModelCard]: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def restarts(self) -> int: ...
 
     def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
         """Partial images and then the picture; leaving early cancels what remains.

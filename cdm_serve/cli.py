@@ -36,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return doctor(settings, Console())
     console = configure_logging(settings.log)
     try:
+        if settings.devices is not None and (settings.triton or settings.ray):
+            raise StartError(
+                "--devices is for the bundled Triton: leave it out, and give each Triton, or each "
+                "engine by --engine-gpus, its GPU"
+            )
         keys = read_keys(settings)
         if settings.ray:
             _on_ray(settings, keys, console)

@@ -19,6 +19,7 @@ from cdm_serve.api.app import create_app
 from cdm_serve.api.auth import Keys
 from cdm_serve.errors import StartError
 from cdm_serve.settings import Settings
+from cdm_serve.triton.devices import Devices
 from cdm_serve.triton.supervisor import Supervisor
 from cdm_serve.triton.wheel import TritonWheel
 
@@ -55,7 +56,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, signalled.set)
-    supervisor = Supervisor(settings, wheel)
+    supervisor = _supervisor(settings, wheel)
     where = "the bundled Triton" if wheel else f"Triton at {settings.triton}"
     console.print(f"[bold]cdm-serve[/] {cdm_serve.__version__}: starting {where} ...")
     logger.info("starting", extra={"version": cdm_serve.__version__, "triton": where})
@@ -87,6 +88,13 @@ async def serve(
     logger.info("stopped")
 
 
+def _supervisor(settings: Settings, wheel: TritonWheel | None) -> Supervisor | Devices:
+    if settings.devices is None:
+        return Supervisor(settings, wheel)
+    devices = [device.strip() for device in settings.devices.split(",")]
+    return Devices([Supervisor(settings, wheel, device) for device in devices])
+
+
 def _http_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -111,7 +119,7 @@ def _url(settings: Settings) -> str:
     return f"http://{host}:{settings.port}"
 
 
-def _greet(settings: Settings, supervisor: Supervisor, console: Console) -> None:
+def _greet(settings: Settings, supervisor: Supervisor | Devices, console: Console) -> None:
     for card in supervisor.models.values():
         console.print(
             f"  [green]ready[/] [bold]{card.id}[/] {', '.join(card.sizes)}, "

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     triton: str | None = _flag(
         "models", "HOST:PORT", "a running Triton (gRPC) to use, or several, with commas", None
     )
+    devices: str | None = _flag(
+        "models", "N,...", "GPUs to use, such as 0,1: a Triton on each", None
+    )
     triton_log: Path | None = _flag("models", "FILE", "keep what the bundled Triton prints", None)
     warm_up_seconds: float | None = _flag(
         "models", "SECONDS", "to measure each graph and size; else as config.pbtxt says", None, gt=0

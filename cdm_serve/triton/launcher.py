@@ -33,6 +33,7 @@ class TritonProcess:
         repository: Path,
         log: Path | None = None,
         warm_up_seconds: float | None = None,
+        device: str | None = None,
     ) -> None:
         """Start it; it is ready when its gRPC health says so.
 
@@ -41,6 +42,7 @@ class TritonProcess:
             repository: all its models are loaded.
             log: to which what it prints is appended; else to a file that goes when the server does.
             warm_up_seconds: instead of the models' own.
+            device: the GPU that it sees, as the only one.
         """
         self.folder = _working_folder()
         models = self.folder / "models"
@@ -71,6 +73,8 @@ class TritonProcess:
         environment = wheel.environment()
         if warm_up_seconds is not None:
             environment |= {WARM_UP_SECONDS: str(warm_up_seconds)}
+        if device is not None:
+            environment |= {"CUDA_VISIBLE_DEVICES": device}
         log = log or self.folder / "triton.log"
         # Opened now: the guard removes the folder when the server has ended.
         self._log = log.open("a+b")

@@ -31,11 +31,15 @@ LONGEST_PAUSE = 30.0
 class Supervisor:
     """A ``Backend``: the bundled Triton when ``wheel`` is given, else ``settings.triton``."""
 
-    def __init__(self, settings: Settings, wheel: TritonWheel | None) -> None:
+    def __init__(
+        self, settings: Settings, wheel: TritonWheel | None, device: str | None = None
+    ) -> None:
+        """``device``: the GPU that the bundled Triton is given, else all that there are."""
         self.ready = False
         self.restarts = 0
         self._settings = settings
         self._wheel = wheel
+        self._device = device
         own = settings.model_repository if wheel else None
         self._registry = Registry(own, settings.start_seconds)
         self._process: TritonProcess | None = None
@@ -90,6 +94,7 @@ class Supervisor:
                     settings.model_repository,
                     settings.triton_log,
                     settings.warm_up_seconds,
+                    self._device,
                 )
                 address = self._process.address
             else:
