@@ -157,8 +157,10 @@ def _distribution(what: str, name: str) -> Finding:
 def _tried(what: str, find: Callable[[], object]) -> Finding:
     try:
         return Finding(what, str(find()))
-    except (StartError, ValueError) as error:
+    except StartError as error:
         return Finding(what, str(error), False)
+    except Exception as error:  # whatever goes wrong here would go wrong at start
+        return Finding(what, f"{type(error).__name__}: {error}", False)
 
 
 def _who(settings: Settings) -> str:

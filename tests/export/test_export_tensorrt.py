@@ -210,8 +210,9 @@ def test_an_engine_that_cannot_be_built_is_told_with_tensorrts_reason(
 def test_without_a_gpu_it_says_so_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not even the student is looked for."""
-    command = [str(tmp_path / "nowhere"), "--to", "tensorrt", "--out", str(tmp_path / "out")]
+    """The student's description is looked at, and nothing is loaded."""
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    command = [str(tmp_path), "--to", "tensorrt", "--out", str(tmp_path / "out")]
     assert main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("cdm-export: --to tensorrt builds on the GPU that will serve")
