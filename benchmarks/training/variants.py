@@ -19,8 +19,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "fixed schedule": ("schedule.kind=fixed",),
     "without extrapolation": (),
     "Gaussian perturbation": (),
-    "anchor told": ("critic.anchor=true",),
-    "anchor told, falling rate": ("critic.anchor=true", "optimiser.decay=0.6"),
+    "anchor not told": ("critic.anchor=false",),
 }
 
 
