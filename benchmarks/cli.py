@@ -115,10 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     group = distill.add_argument_group("with --ablation")
     group.add_argument("--folder", type=Path, default=Path("runs/ablation"))
     group.add_argument("--only", nargs="+", metavar="VARIANT", help="(all)")
-    group.add_argument("--judge", type=Path, default=Path("models/emoji-judge"))
     group.add_argument("--pictures", type=_count, default=200, help="at each number of steps")
-    group.add_argument("--subjects", type=_count, default=64, help="that the teacher knows")
-    group.add_argument("--guidance", type=float, default=3.5, help="of the teacher's pictures")
 
     gpu = command("gpu", "gpu.bench", "export,bench", "a student or real shapes on a GPU")
     gpu.add_argument("student", help="a folder, or a pipeline's class in gpu/shapes.toml")

@@ -24,12 +24,14 @@ from distill.adapters import load_adapter
 from distill.demo.emoji.compose import Composition
 from distill.demo.emoji.judge import JudgeNetwork, load_judge
 from distill.demo.emoji.score import held_out, sample_all, score_pictures
+from distill.demo.emoji.vocabulary import SUBJECTS
 from distill.distillation import distil
 from distill.recipe import Recipe, read_recipe
 from distill.trainer import Trainer
 
 STEPS = (1, 2, 3, 4, 8)
 TEACHER, UNTRAINED = "teacher", "untrained"
+TEACHER_STEPS, GUIDANCE = 28, 3.5  # of the teacher's own pictures
 # A student that collapses is a result here, and what is compared is the last one, not the best.
 _UNWATCHED = ("evaluation.every=0", "log.preview_every=0")
 _SEED = 1_000_000  # of the pictures' noise; far from the seeds of a training
@@ -42,20 +44,12 @@ class Ablation:
     Args:
         recipe: of the whole method.
         overrides: of every variant: the budget.
-        judge: folder of the classifier.
         pictures: held-out captions, each drawn once at each number of steps.
-        subjects: the first words of the vocabulary, those that the teacher knows.
-        guidance: of the teacher's own pictures, in ``teacher_steps`` steps.
-        teacher_steps: see ``guidance``.
     """
 
     recipe: Path
     overrides: tuple[str, ...]
-    judge: Path
     pictures: int
-    subjects: int
-    guidance: float
-    teacher_steps: int = 28
 
     def settings(self) -> dict[str, Any]:
         """What results must have in common, as JSON has it."""
@@ -79,15 +73,15 @@ def run_ablation(
     # Before the first training: mistakes in a recipe or a missing judge need no hours.
     recipes = {name: _recipe(ablation, name, folder) for name in names}
     plain = read_recipe(ablation.recipe, list(ablation.overrides))
-    judge, compositions = load_judge(ablation.judge), held_out(ablation.pictures, ablation.subjects)
+    judge, compositions = load_judge(), held_out(ablation.pictures, len(SUBJECTS))
     _claim(folder, ablation)
 
     def scores(pipeline: Any, steps: int, guidance: float = 1.0) -> Any:
         return _scores(pipeline, judge, compositions, steps, guidance)
 
     def teacher() -> dict[str, Any]:
-        steps = ablation.teacher_steps
-        return {"steps": {str(steps): scores(_load(plain.teacher), steps, ablation.guidance)}}
+        found = scores(_load(plain.teacher), TEACHER_STEPS, GUIDANCE)
+        return {"steps": {str(TEACHER_STEPS): found}}
 
     def untrained() -> dict[str, Any]:
         pipeline = _load(plain.teacher)

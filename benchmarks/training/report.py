@@ -42,14 +42,7 @@ def _ablation(arguments: argparse.Namespace, console: Console) -> int:
     """130 when interrupted."""
     record = Record(arguments.out, "ablation")
     names = picked("--only", arguments.only, VARIANTS)
-    plan = Ablation(
-        recipe=arguments.recipe,
-        overrides=tuple(arguments.set),
-        judge=arguments.judge,
-        pictures=arguments.pictures,
-        subjects=arguments.subjects,
-        guidance=arguments.guidance,
-    )
+    plan = Ablation(arguments.recipe, tuple(arguments.set), arguments.pictures)
     results = run_ablation(plan, names, arguments.folder, console)
     if results is None:
         console.print("stopped; the same command goes on from here")
