@@ -111,59 +111,46 @@ def run_load(
     Raises:
         BenchError: ``url`` is none.
     """
-    root = _root(url)
-    return asyncio.run(
-        _run(root, load, body, numbers, seconds, accept, patience, polite, on_answer)
-    )
-
-
-async def _run(
-    root: str,
-    load: Load,
-    body: Callable[[int], bytes],
-    numbers: Iterator[int],
-    seconds: float,
-    accept: str,
-    patience: Callable[[int], float | None],
-    polite: bool,
-    on_answer: Callable[[Answer], None],
-) -> list[Answer]:
+    path = _root(url) + "/v1/images/generations"
     answers: list[Answer] = []
-    path = root + "/v1/images/generations"
-    async with aiohttp.ClientSession(
-        headers={"content-type": JSON, "accept": accept, **_key()},
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT),
-        timeout=aiohttp.ClientTimeout(total=_TIMEOUT),
-    ) as session:
-        begin = time.perf_counter()
 
-        async def ask(number: int, due: float | None = None) -> Answer:
-            answer = await _ask(session, path, number, body(number), due, patience(number))
-            answers.append(answer)
-            on_answer(answer)
-            return answer
+    async def run() -> None:
+        async with aiohttp.ClientSession(
+            headers={"content-type": JSON, "accept": accept, **_key()},
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT),
+            timeout=aiohttp.ClientTimeout(total=_TIMEOUT),
+        ) as session:
+            begin = time.perf_counter()
 
-        async def client() -> None:
-            for number in numbers:
-                if time.perf_counter() >= begin + seconds:
-                    break
-                answer = await ask(number)
-                if answer.status is None:
-                    await asyncio.sleep(0.1)
-                elif polite and answer.retry_after:
-                    await asyncio.sleep(answer.retry_after)
+            async def ask(number: int, due: float | None = None) -> Answer:
+                answer = await _ask(session, path, number, body(number), due, patience(number))
+                answers.append(answer)
+                on_answer(answer)
+                return answer
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(load.clients or 0):
-                group.create_task(client())
-            if load.rate is not None:
-                draws, due = random.Random(0), begin
+            async def client() -> None:
                 for number in numbers:
-                    due += draws.expovariate(load.rate)
-                    if due > begin + seconds:
+                    if time.perf_counter() >= begin + seconds:
                         break
-                    await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                    group.create_task(ask(number, due))
+                    answer = await ask(number)
+                    if answer.status is None:
+                        await asyncio.sleep(0.1)
+                    elif polite and answer.retry_after:
+                        await asyncio.sleep(answer.retry_after)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(load.clients or 0):
+                    group.create_task(client())
+                if load.rate is not None:
+                    draws, due = random.Random(0), begin
+                    for number in numbers:
+                        due += draws.expovariate(load.rate)
+                        if due > begin + seconds:
+                            break
+                        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                        group.create_task(ask(number, due))
+
+    asyncio.run(run())
     return answers
 
 
