@@ -68,6 +68,8 @@ def _request(arguments: argparse.Namespace) -> Request:
     if arguments.dry_run and arguments.to != "tensorrt":
         raise ExportError("--dry-run shows TensorRT engines; use it with --to tensorrt")
     _check_int8(arguments)
+    if arguments.precision == "int8" and arguments.verify == "none":
+        raise ExportError("--precision int8 is measured, not promised; leave --verify none out")
     loras = tuple(map(parse_lora, arguments.lora))
     check_student(arguments.student, arguments.base is not None)
     if arguments.base is None and arguments.student.is_dir():
@@ -89,6 +91,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         tensorrt=options if arguments.to == "tensorrt" else None,
         calibration=arguments.calibration,
         base=arguments.base,
+        level=arguments.verify,
         loras=loras,
         sampling=parse_sampling(arguments.steps, arguments.sigmas, arguments.grid),
     )
@@ -180,6 +183,13 @@ def _parser() -> argparse.ArgumentParser:
         default=Request.max_batch,
         metavar="N",
         help="largest batch to verify and serve (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--verify",
+        choices=("full", "quick", "none"),
+        default=Request.level,
+        help="quick: the smallest size alone in a batch of two, one network in float32 at a time; "
+        "none: compare nothing (default: %(default)s)",
     )
     parser.add_argument(
         "--components",

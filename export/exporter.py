@@ -9,6 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -27,6 +28,7 @@ from export.int8 import (
 )
 from export.manifest import manifest, write_manifest
 from export.plan import Plan, plan
+from export.precision import PRECISIONS
 from export.profiles import Profile, profiles, show
 from export.repository import staged
 from export.request import EngineOptions, Request
@@ -85,9 +87,12 @@ def finish(
     version = folder / "1"
     contents = manifest(student, plan, version, engines)
     more = () if engines is None else (Candidate("tensorrt", TensorRt(), serves=True),)
+    if plan.level == "none":
+        console.print("  not compared with torch: export.json and the server say so")
     with stage(console, "compare with torch and diffusers"):
         verification = verify(student, plan, parse_manifest(contents, version), more)
-    console.print(verification_table(verification.checks))
+    if verification.checks:
+        console.print(verification_table(verification.checks))
     if verification.failures:
         raise VerificationError(
             f"{len(verification.failures)} of the comparisons with torch failed, nothing was "
@@ -95,7 +100,10 @@ def finish(
         )
     for runtime, check in verification.refused.items():
         console.print(f"  {runtime} will not be used for serving: {check}", highlight=False)
-    contents |= {"runtimes": verification.served, "verification": verification.to_json()}
+    contents |= {
+        "runtimes": verification.served,
+        "verification": {"level": plan.level, **verification.to_json()},
+    }
     write_manifest(contents, version)
     if plan.whole:
         write_triton_files(folder, plan.max_batch, engines=engines is not None)
@@ -110,11 +118,20 @@ def _load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
         load_nncf()
         prompts = calibration_prompts(request.calibration)
     with stage(console, "load the student"):
-        student = load_student(request.student, request.sampling, request.base, request.loras)
+        student = load_student(
+            request.student, request.sampling, request.base, request.loras, _dtype(request)
+        )
     console.print(f"  {student.contract}", highlight=False)
     if prompts:
         check_size(student)
     return student, plan(request, student, prompts)
+
+
+def _dtype(request: Request) -> torch.dtype:
+    """What weights are loaded in: a full comparison is with the student as it is, in float32."""
+    if request.level == "full" or request.precision is None:
+        return torch.float32
+    return PRECISIONS[request.precision].dtype
 
 
 def _export_files(student: Student, plan: Plan, version: Path, console: Console) -> None:

@@ -36,7 +36,8 @@ Fields, all of them present unless said otherwise:
   use them: ``openvino-f32``, ``openvino-bf16``, ``tensorrt``. Held means: within tolerance of
   torch, and on a CPU each sample has the same bits alone and in a batch. ONNX Runtime on a GPU is
   not tried by the export.
-- ``verification``: ``runtimes`` compared in, ``components``, ``batch_invariance`` and ``pictures``
+- ``verification``: ``level`` (``full``, ``quick`` or ``none``), ``runtimes`` compared in,
+  ``components``, ``batch_invariance`` and ``pictures``
   (every figure with its tolerance), ``picture``: the worst picture.
 - ``tensorrt``, only after ``--to tensorrt``: see ``export.tensorrt``. Its files are stamped there.
 

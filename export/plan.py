@@ -9,7 +9,7 @@ from cdm_serve.engine.manifest import COMPONENTS
 from distill.errors import DistillError
 from export.errors import ExportError
 from export.precision import PRECISIONS, Precision
-from export.request import Request, Size
+from export.request import Level, Request, Size
 from export.student import Student
 from export.tokenizers import PipelineTokenizer
 
@@ -27,6 +27,19 @@ class Plan:
     max_batch: int
     components: tuple[str, ...]
     calibration: tuple[str, ...] = ()
+    level: Level = "full"
+
+    @property
+    def compared_sizes(self) -> tuple[Size, ...]:
+        """All of them, or only the smallest."""
+        smallest = min(self.sizes, key=lambda size: size.width * size.height)
+        return self.sizes if self.level == "full" else (smallest,)
+
+    @property
+    def compared_batches(self) -> list[int]:
+        """One and three samples and the largest batch, or only the smallest real batch."""
+        batches = (1, 3, self.max_batch) if self.level == "full" else (2,)
+        return sorted({min(batch, self.max_batch) for batch in batches})
 
     @property
     def whole(self) -> bool:
@@ -64,4 +77,4 @@ def plan(request: Request, student: Student, calibration: tuple[str, ...] = ()) 
     half = next(each for each in PRECISIONS.values() if each.dtype == student.adapter.half)
     default = PRECISIONS["fp32"] if request.tensorrt is None else half
     precision = default if request.precision is None else PRECISIONS[request.precision]
-    return Plan(name, sizes, precision, request.max_batch, components, calibration)
+    return Plan(name, sizes, precision, request.max_batch, components, calibration, request.level)

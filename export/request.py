@@ -13,6 +13,7 @@ from export.errors import ExportError
 
 Lora = tuple[Path, float]
 """A file and its scale."""
+Level = Literal["full", "quick", "none"]
 GridName = Literal["even", "default"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -58,8 +59,8 @@ class Sampling:
 class Request:
     """What to export and where to; ``None`` leaves the choice to the student.
 
-    With ``tensorrt``, engines are built so from the graphs. ``calibration`` is a source of prompts,
-    which int8 needs and nothing else takes.
+    ``level`` is how far the export is compared with torch. With ``tensorrt``, engines are built so
+    from the graphs. ``calibration`` is a source of prompts, for int8 alone.
     """
 
     student: Path
@@ -74,6 +75,7 @@ class Request:
     sampling: Sampling = Sampling()
     base: Path | None = None
     loras: tuple[Lora, ...] = ()
+    level: Level = "full"
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:

@@ -50,8 +50,9 @@ def load_student(
     sampling: Sampling = _AS_THE_STUDENT,
     base: Path | None = None,
     loras: tuple[Lora, ...] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> Student:
-    """Load a student with all weights in float32.
+    """Load a student with all weights in ``dtype``; those of that type stay in their files.
 
     A folder without ``cdm.json`` (a few-step student made elsewhere) is taken with diffusers'
     own defaults: the transformer's sample size and the pipeline's text length.
@@ -61,6 +62,7 @@ def load_student(
         sampling: what is said by hand of how it is sampled.
         base: the pipeline that the other components are taken from.
         loras: files to be merged into the weights, each with its scale.
+        dtype: of all weights.
 
     Raises:
         ExportError: no diffusers folder, an unknown architecture, a damaged file, or weights
@@ -69,16 +71,18 @@ def load_student(
     if base is not None and (file := lora_file(source)) is not None:
         loras = ((file, 1.0), *loras)
     with assembled(source, base) as folder:
-        return _load(folder, source, sampling, loras)
+        return _load(folder, source, sampling, loras, dtype)
 
 
-def _load(folder: Path, source: Path, sampling: Sampling, loras: tuple[Lora, ...]) -> Student:
+def _load(
+    folder: Path, source: Path, sampling: Sampling, loras: tuple[Lora, ...], dtype: torch.dtype
+) -> Student:
     index = check_pipeline(folder, tuple(file for file, _ in loras))
     diffusers_logging.disable_progress_bar()  # one bar per file of weights, over our own lines
     transformers_logging.disable_progress_bar()
     card = _read_card(folder / "cdm.json")
     try:
-        adapter = load_adapter(str(folder), torch.float32, card.get("max_sequence_length"))
+        adapter = load_adapter(str(folder), dtype, card.get("max_sequence_length"))
     except DistillError as error:
         raise ExportError(str(error)) from error
     if card and card["architecture"] != adapter.name:

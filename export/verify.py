@@ -6,7 +6,9 @@ The export is run by the code that will serve it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from export.compare import (
 )
 from export.int8 import QUANTIZED
 from export.plan import Plan
+from export.precision import cast
 from export.request import Size
 from export.student import Student
 
@@ -153,6 +156,10 @@ def verify(
         more: runtimes besides those that every machine has.
     """
     available = [*candidates(plan.precision.name), *more]
+    if plan.level != "full":
+        available = [each for each in available if each.serves]
+    if plan.level == "none":  # what fails seldom is served unseen
+        return Verification(tuple(each for each in available if each.required), ())
     checks: list[Check] = []
     drawn: dict[tuple[str, Size], Any] = {}
     for component in plan.components:
@@ -173,15 +180,15 @@ def verify(
                     compare(found[name], array, tolerance, output=name, **where)
                     for name, array in case.expected.items()
                 ]
-                if exact and case.batch == plan.max_batch > 1:
+                if exact and case.batch == plan.compared_batches[-1] > 1:
                     identical = _as_alone(pipeline, component, case.rows, found)
                     checks.append(Invariance(identical=identical, **where))
-            for size in plan.sizes if plan.whole else ():
+            for size in plan.compared_sizes if plan.whole else ():
                 key = (candidate.name, size)
                 drawn[key] = _draw(pipeline, component, str(size), drawn.get(key))
             del pipeline  # before the next graph is loaded
-    for size in plan.sizes if plan.whole else ():
-        picture = _picture(student, size)
+    for size in plan.compared_sizes if plan.whole else ():
+        picture = _picture(student, size) if plan.level == "full" else _staged(student, size)
         for candidate in available:
             found_db = psnr_db(drawn[candidate.name, size], picture)
             least = _tolerance(candidate, plan.precision.name).picture_db
@@ -190,9 +197,9 @@ def verify(
 
 
 def cases(student: Student, plan: Plan, component: str) -> Iterator[Case]:
-    """What a component is run on: one and three samples and the largest batch, at every size."""
-    for size in plan.sizes if component != "text_encoder" else (None,):
-        for batch in sorted({1, min(3, plan.max_batch), plan.max_batch}):
+    """What a component is run on: each of the plan's batches, at every size it compares."""
+    for size in plan.compared_sizes if component != "text_encoder" else (None,):
+        for batch in plan.compared_batches:
             yield _case(student, component, size, batch)
 
 
@@ -201,17 +208,19 @@ def _case(student: Student, component: str, size: Size | None, batch: int) -> Ca
     adapter = student.adapter
     prompts = [f"{PROMPTS[i % len(PROMPTS)]}{'!' * (i // len(PROMPTS))}" for i in range(batch)]
     if size is None:
-        expected = adapter.encode(prompts).tensors
+        expected = _encode(student, prompts).tensors
         return Case(None, {"prompts": prompts}, {n: t.numpy() for n, t in expected.items()})
     shape = (batch, *adapter.latent_shape(size.height, size.width))
     latents = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(SEED))
     if component == "vae_decoder":
         processor = adapter.pipeline.image_processor
-        pictures = processor.postprocess(adapter.decode(latents), output_type="pil")
+        with _float32(student, "vae"):
+            pictures = processor.postprocess(adapter.decode(latents), output_type="pil")
         return Case(str(size), {"latents": latents.numpy()}, {"image": np.stack(pictures)})
     # Each sample at a noise level of its own, as in a batch of requests at various steps.
-    condition, sigma = adapter.encode(prompts), torch.linspace(1.0, 0.1, batch)
-    velocity = adapter.velocity(adapter.transformer, latents, sigma, condition)
+    condition, sigma = _encode(student, prompts), torch.linspace(1.0, 0.1, batch)
+    with _float32(student, "transformer"):
+        velocity = adapter.velocity(adapter.transformer, latents, sigma, condition)
     inputs = {"latents": latents, "sigma": sigma, **condition.tensors}
     rows = {name: tensor.numpy() for name, tensor in inputs.items()}
     return Case(str(size), rows, {"velocity": velocity.numpy()})
@@ -223,6 +232,43 @@ def _picture(student: Student, size: Size) -> Array:
     steps, draw = student.contract.steps, student.adapter.picture
     where = (size.height, size.width, generator, student.contract.of(steps))
     return np.asarray(draw(PROMPTS[0], steps, *where))[None]
+
+
+@torch.no_grad()
+def _staged(student: Student, size: Size) -> Array:
+    """The same picture by the adapter, whose every network is in float32 only for its turn."""
+    adapter, steps = student.adapter, student.contract.steps
+    condition = _encode(student, [PROMPTS[0]])
+    shape = (1, *adapter.latent_shape(size.height, size.width))
+    latents = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(SEED))
+    sigmas = adapter.sigmas(steps, size.height, size.width, student.contract.of(steps))
+    with _float32(student, "transformer"):
+        for sigma, following in pairwise(sigmas):
+            level = torch.full((1,), sigma)
+            velocity = adapter.velocity(adapter.transformer, latents, level, condition)
+            latents = latents + (following - sigma) * velocity
+    with _float32(student, "vae"):
+        processor = adapter.pipeline.image_processor
+        return np.stack(processor.postprocess(adapter.decode(latents), output_type="pil"))
+
+
+def _encode(student: Student, prompts: list[str]) -> Any:
+    with _float32(student, "text_encoder"):
+        return student.adapter.encode(prompts)
+
+
+@contextmanager
+def _float32(student: Student, prefix: str) -> Iterator[None]:
+    """Copies in float32, for a while, of the networks whose component's name begins so."""
+    pipeline = student.adapter.pipeline
+    loaded = {n: each for n, each in student.adapter.networks.items() if n.startswith(prefix)}
+    for name, network in loaded.items():
+        setattr(pipeline, name, cast(network, torch.float32))
+    try:
+        yield
+    finally:
+        for name, network in loaded.items():
+            setattr(pipeline, name, network)
 
 
 def _run(pipeline: Pipeline, component: str, rows: dict[str, Any]) -> dict[str, Array]:

@@ -54,6 +54,7 @@ class Manifest:
     precision: str
     max_batch: int
     engines: dict[str, Any] | None = None
+    verified: str = "full"
 
     @property
     def max_steps(self) -> int:
@@ -76,6 +77,7 @@ class Manifest:
             default_steps=self.default_steps,
             max_steps=self.max_steps,
             downscale=self.downscale,
+            verified=self.verified,
         )
 
 
@@ -144,6 +146,7 @@ def parse_manifest(data: dict[str, Any], folder: Path) -> Manifest:
         precision=str(data["precision"]),
         max_batch=int(data["max_batch"]),
         engines=data.get("tensorrt"),
+        verified=str(data.get("verification", {}).get("level", "full")),
     )
     if manifest.default_size not in manifest.sizes:
         raise ValueError(f"default_size {manifest.default_size} is not among the sizes")

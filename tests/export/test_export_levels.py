@@ -1,0 +1,64 @@
+"""How far an export is compared: stamped, and enough to notice a wrong graph."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from students import SIZES, plan_of, verified
+
+from cdm_serve.engine.manifest import read_manifest
+from export.cli import main
+from export.request import Level
+from export.student import Student, load_student
+from export.verify import _picture, _staged
+
+
+def test_none_is_stamped_and_served(student_folder: Path, tmp_path: Path) -> None:
+    options = ["--to", "onnx", "--precision", "fp16", "--verify", "none", "--out", str(tmp_path)]
+    assert main([str(student_folder), *options]) == 0
+    stamped = json.loads((tmp_path / "tiny" / "1" / "export.json").read_text())
+    assert stamped["verification"]["level"] == "none"
+    assert "openvino-f32" in stamped["runtimes"]
+    assert read_manifest(tmp_path / "tiny" / "1").card().verified == "none"
+    # The same files when they are compared.
+    quick = [*options[:-3], "quick", "--out", str(tmp_path / "quick")]
+    assert main([str(student_folder), *quick]) == 0
+    found = json.loads((tmp_path / "quick" / "tiny" / "1" / "export.json").read_text())
+    assert found["fingerprint"] == stamped["fingerprint"]
+    assert found["verification"]["level"] == "quick"
+    assert {each["batch"] for each in found["verification"]["components"]} == {2}
+
+
+def test_quick_compares_the_smallest_size_with_the_same_picture(
+    student: Student, student_folder: Path, exported: Path
+) -> None:
+    level: Level = "quick"
+    plan = replace(plan_of(), level=level)
+    found = verified(student, exported / "1", plan)
+    assert not found.failures
+    assert plan.compared_sizes == (SIZES[1],)
+    assert {check.size for check in found.checks} == {None, str(SIZES[1])}
+    assert np.array_equal(_staged(student, SIZES[0]), _picture(student, SIZES[0]))
+    # Weights of two bytes are compared in float32, and have nothing of it afterwards.
+    half = load_student(student_folder, dtype=torch.float16)
+    picture = _staged(half, SIZES[0]).astype(float)
+    assert np.abs(picture - _picture(student, SIZES[0])).max() <= 8
+    assert half.adapter.transformer.dtype == torch.float16
+
+
+def test_quick_notices_another_students_graphs(
+    student: Student, exported: Path, tmp_path: Path, student_folder: Path
+) -> None:
+    other = load_student(student_folder)
+    with torch.no_grad():
+        other.adapter.pipeline.transformer.proj_out.weight.mul_(1.1)
+    assert verified(other, exported / "1", replace(plan_of(), level="quick")).failures
+
+
+def test_int8_is_never_served_unseen(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    options = ["--precision", "int8", "--calibration", "x", "--verify", "none"]
+    assert main(["x/y", "--to", "onnx", "--out", str(tmp_path), *options]) == 2
+    assert "leave --verify none out" in capsys.readouterr().err
