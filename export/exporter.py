@@ -87,9 +87,8 @@ def finish(
     version = folder / "1"
     contents = manifest(student, plan, version, engines)
     more = () if engines is None else (Candidate("tensorrt", TensorRt(), serves=True),)
-    if plan.level == "none":
-        console.print("  not compared with torch: export.json and the server say so")
-    with stage(console, "compare with torch and diffusers"):
+    left_out = "leave the comparison out: export.json and the server say so"
+    with stage(console, left_out if plan.level == "none" else "compare with torch and diffusers"):
         verification = verify(student, plan, parse_manifest(contents, version), more)
     if verification.checks:
         console.print(verification_table(verification.checks))
