@@ -65,6 +65,8 @@ def load_components(folder: Path, components: Components, dtype: torch.dtype) ->
         except Exception as error:  # each of the libraries below raises its own kinds
             raise DistillError(f"{folder / name} cannot be loaded: {first_line(error)}") from error
     for name, part in loaded.items():
+        if name == "vae" and part.config.get("shift_factor", 0.0) is None:
+            part.register_to_config(shift_factor=0.0)  # the pipelines add it as it is
         # Without tokenizer_config.json a CLIP's length is known to its encoder alone.
         if isinstance(part, CLIPTokenizer) and part.model_max_length > 1 << 30:
             encoder: Any = loaded[name.replace("tokenizer", "text_encoder")]

@@ -151,6 +151,7 @@ def test_what_is_read(folder: Path, plain: Path, name: str) -> None:
     found = student.adapter.transformer.state_dict()
     assert all(torch.equal(found[key], weight) for key, weight in expected.items())
     assert [source.length for source in student.architecture.tokenizers()] == [24, 24, 256]
+    assert student.adapter.pipeline.vae.config.shift_factor is not None  # diffusers adds it
 
 
 SENTENCEPIECE = """
