@@ -53,7 +53,7 @@ def load_components(folder: Path, components: Components, dtype: torch.dtype) ->
     Raises:
         DistillError: a file is missing or damaged, or lacks a weight of the network.
     """
-    loaded = {}
+    loaded: dict[str, Any] = {}
     for name, entry in components.items():
         component_class = _class(folder / name, *entry)
         load = _load_network if issubclass(component_class, nn.Module) else _load
@@ -69,7 +69,7 @@ def load_components(folder: Path, components: Components, dtype: torch.dtype) ->
             part.register_to_config(shift_factor=0.0)  # the pipelines add it as it is
         # Without tokenizer_config.json a CLIP's length is known to its encoder alone.
         if isinstance(part, CLIPTokenizer) and part.model_max_length > 1 << 30:
-            encoder: Any = loaded[name.replace("tokenizer", "text_encoder")]
+            encoder = loaded[name.replace("tokenizer", "text_encoder")]
             part.model_max_length = encoder.config.max_position_embeddings
     return loaded
 
