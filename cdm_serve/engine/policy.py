@@ -6,6 +6,7 @@ Pure: everything that matters is an argument. The rules:
   leave. Within a stage the lowest rank comes first, and with it others of its picture size.
 - Work is shared: with several lanes each takes no more than its part of what is there, so that all
   have batches of one size, and a lane with nothing to do finds something when the next one ends.
+  What is short is not kept for a lane that is busy with something else.
 - Whatever is there alone gets the whole machine.
 """
 
@@ -73,7 +74,8 @@ def choose(
         if not seconds.narrow or (only and _better_wide(seconds, len(works))):
             return Task(stage, size, works[: best_batch(seconds.wide, len(works))], None)
         begun = sum(len(task.works) for task in beside if task.size == size)
-        share = -(-(len(works) + begun) // lanes)
+        sharing = lanes if stage == STEP else len(free) + len(beside)
+        share = -(-(len(works) + begun) // sharing)
         batch = best_batch(seconds.narrow, min(share, len(works)))
         return Task(stage, size, works[:batch], free[0])
     return None

@@ -49,6 +49,13 @@ def test_a_free_lane_takes_its_share():
     assert len(decide([run("step", 2, 0)], step=works(8)).works) == 4
 
 
+def test_what_is_short_is_not_kept_for_a_lane_that_makes_steps():
+    beside = run("step", 8, 0)
+    assert len(decide([beside], decode=works(8)).works) == 8
+    assert len(decide(decode=works(8), step=works(8)).works) == 4
+    assert len(decide([run("decode", 4, 0)], decode=works(4)).works) == 4
+
+
 def test_no_lane_idles_while_anything_waits():
     task = decide([run("step", 8, 1)], decode=works(1))
     assert (task.stage, len(task.works), task.lane) == ("decode", 1, 0)
