@@ -108,7 +108,12 @@ def test_what_does_not_come_back_in_time_is_one_clear_503(start):
         assert answer.json()["error"]["code"] == "not_ready"
         assert answer.headers["retry-after"] == "1"
     server.wait_ready()
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+    with (
+        ThreadPoolExecutor(8) as pool,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        for _ in range(8):  # so that the stream is not at its end before the model is
+            pool.submit(server.generate, **fields)
         extra = {key: fields[key] for key in ("num_inference_steps",)}
         events = client.images.generate(
             prompt="a fox", n=10, size="96x64", stream=True, partial_images=3, extra_body=extra
