@@ -4,7 +4,7 @@ import argparse
 import os
 import tomllib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         shown, default, text = field.json_schema_extra, field.default, field.description
         if not isinstance(shown, dict):
             continue
-        if default is not None and default is not False:
+        if default is not None and default is not False and default not in ((), {}):
             text = f"{text} ({default:g})" if isinstance(default, float) else f"{text} ({default})"
         group = str(shown["group"])
         if group not in groups:
@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         options: dict[str, Any] = {"metavar": shown["value"]}
         if field.annotation is bool:
             options = {"action": "store_true"}
+        elif get_origin(field.annotation) in (tuple, dict):
+            options["action"] = "append"
         groups[group].add_argument("--" + name.replace("_", "-"), help=text, **options)
     groups["other"].add_argument("-h", "--help", action="help", help="show this and end")
     return parser

@@ -1,11 +1,12 @@
 """Every setting of the server: a flag, else of the environment, else of a TOML file, else this."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -13,12 +14,36 @@ from pydantic_settings import (
 
 PREFIX = "CDM_SERVE_"
 LIMITS = "keys and limits"
+REQUESTS = "requests"
 
 
 def _flag(group: str, value: str, text: str, default: Any, **bounds: Any) -> Any:
     """A setting that is a flag too: its group in ``--help``, what its value is called, its line."""
     shown: dict[str, Any] = {"group": group, "value": value}
     return Field(default, description=text, json_schema_extra=shown, **bounds)
+
+
+def _words(value: Any) -> Any:
+    """Of a flag that is given several times, of a text with commas, or of a TOML array."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list):
+        return value
+    return [word.strip() for text in value for word in str(text).split(",") if word.strip()]
+
+
+def _pairs(value: Any) -> Any:
+    words = _words(value)
+    if not isinstance(words, list):
+        return words
+    pairs = [word.partition("=") for word in words]
+    if not all(name and model for name, _, model in pairs):
+        raise ValueError("it must be NAME=MODEL")
+    return {name.strip(): model.strip() for name, _, model in pairs}
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
 
 
 class Settings(BaseSettings):
@@ -48,6 +73,17 @@ class Settings(BaseSettings):
     triton_log: Path | None = _flag("models", "FILE", "keep what the bundled Triton prints", None)
     warm_up_seconds: float | None = _flag(
         "models", "SECONDS", "to measure each graph and size; else as config.pbtxt says", None, gt=0
+    )
+
+    alias: Pairs = _flag(REQUESTS, "NAME=MODEL", "serve MODEL under NAME too; * is any name", {})
+    size: Literal["nearest", "refuse"] = _flag(
+        REQUESTS, "nearest|refuse", "for a size that is not served", "nearest"
+    )
+    response_format: Literal["b64_json", "url"] = _flag(
+        REQUESTS, "FORM", "b64_json or url, where a request says neither", "b64_json"
+    )
+    strict: bool = _flag(
+        REQUESTS, "", "refuse what cannot be done to the letter, instead of warning", False
     )
 
     api_keys: str | None = Field(None, repr=False)  # no flag: everyone on a machine sees flags

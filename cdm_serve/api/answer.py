@@ -36,6 +36,7 @@ def image_answer(plan: Plan, pictures: list[Made], urls: list[str]) -> dict[str,
         ],
         **_facts(plan),
         "usage": _usage(plan, pictures),
+        "warnings": list(plan.warnings),
     }
 
 
@@ -107,6 +108,7 @@ def _event(plan: Plan, event: Preview | Made) -> dict[str, Any]:
         "type": "image_generation.completed",
         **shared,
         "usage": _usage(plan, [event]),
+        "warnings": list(plan.warnings),
         "seed": event.receipt["seed"],
         "receipt": event.receipt,
     }

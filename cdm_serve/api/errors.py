@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -104,11 +103,9 @@ def install_handlers(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException):
             return _of_router(error, request).response()
-        if isinstance(error, RequestValidationError):
-            return _of_body(error.errors()[0], request).response()
         return api_error(error).response()
 
-    for kind in (ApiError, HTTPException, RequestValidationError, BackendError, BackendLost):
+    for kind in (ApiError, HTTPException, BackendError, BackendLost):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, answer)
 
@@ -142,31 +139,8 @@ def api_error(error: Exception) -> ApiError:
 
 def _of_router(error: HTTPException, request: Request) -> ApiError:
     message = error.detail
-    if error.status_code == 400:  # only raised for a body that is no text or nested too deep
-        message = "the body is not valid JSON"
-    elif error.status_code == 404:
+    if error.status_code == 404:
         message = f"there is no {request.url.path} here; the API is POST /v1/images/generations"
     elif error.status_code == 405:
         message = f"{request.method} is not possible on {request.url.path}"
     return ApiError(message, status=error.status_code, headers=error.headers)
-
-
-def _of_body(error: dict[str, Any], request: Request) -> ApiError:
-    """The first of pydantic's complaints, in a sentence that names the field."""
-    _, *path = error["loc"]
-    if error["type"] == "json_invalid":
-        reason = error.get("ctx", {}).get("error", "")
-        return ApiError(f"the body is not valid JSON: {reason}")
-    content_type = request.headers.get("content-type", "")
-    if not path and "json" not in content_type:
-        return ApiError(f"content-type is {content_type or 'missing'}: send application/json")
-    if not path:
-        return ApiError("the body must be a JSON object")
-    param = str(path[0])
-    message, code = error["msg"].removeprefix("Value error, ").removeprefix("Input "), None
-    if error["type"] == "extra_forbidden":
-        return ApiError(f"{param}: unknown parameter", param=param, code="unknown_parameter")
-    if error["type"] == "missing":
-        code = "missing_required_parameter"
-        return ApiError(f"{param} is required", param=param, code=code)
-    return ApiError(f"{param}: {message}", param=param, code="invalid_value")

@@ -1,6 +1,7 @@
 """``POST /v1/images/generations``."""
 
 import asyncio
+import json
 from collections.abc import Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,12 +18,19 @@ from cdm_serve.api.files import FileStore, file_url
 from cdm_serve.api.generation import ImageGenerator
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.plan import Made, Plan
+from cdm_serve.api.reading import Notes, json_fields, read_request
 from cdm_serve.api.resolve import make_plan, seconds_allowed
 from cdm_serve.api.schema import ImageAnswer, ImageRequest
 from cdm_serve.backend import Backend, BackendLost
 from cdm_serve.settings import Settings
 
 ROUTE = "/v1/images/generations"
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": ImageRequest.model_json_schema()}},
+    }
+}
 PICTURE = {"schema": {"type": "string", "format": "binary"}}
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -58,14 +66,19 @@ class Images:
         """The route."""
         router = APIRouter()
 
-        @router.post(ROUTE, responses=ANSWERS, response_class=JSONResponse)
-        async def generate(body: ImageRequest, request: Request) -> Response:
+        @router.post(ROUTE, responses=ANSWERS, response_class=JSONResponse, openapi_extra=BODY)
+        async def generate(request: Request) -> Response:
             """Make pictures of a prompt; OpenAI's request and answer, or the picture itself."""
+            notes = Notes(self.settings.strict)
+            body = read_request(await json_fields(request), ImageRequest, notes)
             if not self.backend.ready:
                 raise BackendLost("the model is being loaded")
-            plan, ticket = self._admit(body, request)
+            plan, ticket = self._admit(body, notes, request)
             try:
-                return await self._answer(plan, ticket, request)
+                response = await self._answer(plan, ticket, request)
+                if plan.warnings:
+                    response.headers["x-warnings"] = json.dumps(plan.warnings)
+                return response
             except ClientLeft:
                 ticket.close()
                 self.metrics.clients_left.inc()
@@ -76,10 +89,10 @@ class Images:
 
         return router
 
-    def _admit(self, body: ImageRequest, request: Request) -> tuple[Plan, Ticket]:
+    def _admit(self, body: ImageRequest, notes: Notes, request: Request) -> tuple[Plan, Ticket]:
         allowed = seconds_allowed(request.headers, stream=bool(body.stream))
         accept = request.headers.get("accept", "*/*")
-        plan = make_plan(body, accept, self.backend.models, self.settings.prompt_limit, allowed)
+        plan = make_plan(body, notes, accept, self.backend.models, self.settings, allowed)
         cost = PictureCost.of(plan.model.costs, plan.size, plan.steps, plan.partials)
         with self.metrics.counting_shed():
             ticket = self.admission.admit(cost, len(plan.seeds), allowed)

@@ -44,8 +44,10 @@ class ModelList(BaseModel):
     data: list[ModelEntry]
 
 
-def find_model(name: str | None, models: dict[str, ModelCard]) -> ModelCard:
-    """The named model, or the first.
+def find_model(
+    name: str | None, models: dict[str, ModelCard], aliases: dict[str, str]
+) -> ModelCard:
+    """The named model, or the one that the name stands for (``*``: any), or the first.
 
     Raises:
         ApiError: no such model.
@@ -55,17 +57,20 @@ def find_model(name: str | None, models: dict[str, ModelCard]) -> ModelCard:
         raise BackendLost("the model is being loaded")
     if name is None:
         return next(iter(models.values()))
-    if name not in models:
+    model = name if name in models else aliases.get(name, aliases.get("*"))
+    if model not in models:
+        stands = f", which stands for {model!r}," if model else ""
         raise ApiError(
-            f"model: {name!r} is not served here, only {', '.join(models)}",
+            f"model: {name[:80]!r}{stands} is not served here, only {', '.join(models)}; "
+            "cdm-serve --alias NAME=MODEL gives a model a further name",
             status=404,
             param="model",
             code="model_not_found",
         )
-    return models[name]
+    return models[model]
 
 
-def models_router(backend: Backend, created: int) -> APIRouter:
+def models_router(backend: Backend, created: int, aliases: dict[str, str]) -> APIRouter:
     """The two routes; ``created`` is the time at which the server started."""
     router = APIRouter()
 
@@ -80,6 +85,6 @@ def models_router(backend: Backend, created: int) -> APIRouter:
     @router.get("/v1/models/{model}", responses=documented(401, 404, 503))
     async def model(model: str) -> ModelEntry:
         """One served model."""
-        return entry(find_model(model, backend.models))
+        return entry(find_model(model, backend.models, aliases))
 
     return router

@@ -15,6 +15,7 @@ class Plan:
 
     ``raw``: answer with the picture itself, not JSON; ``link``: with its address; ``stream``: with
     events, among them up to ``partials`` previews a picture. ``deadline`` is in unix seconds.
+    ``warnings`` tell the client what was asked for and is not done, or done otherwise.
     """
 
     model: ModelCard
@@ -29,6 +30,7 @@ class Plan:
     stream: bool
     partials: int
     deadline: float | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def positions(self) -> int:

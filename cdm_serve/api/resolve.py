@@ -1,6 +1,7 @@
-"""From a request and its headers to a plan: every default filled in, contradictions refused."""
+"""From a request and its headers to a plan: every default filled in, contradictions told."""
 
 import math
+import re
 import secrets
 import time
 
@@ -9,12 +10,15 @@ from starlette.datastructures import Headers
 from cdm_serve.api.errors import ApiError
 from cdm_serve.api.models import find_model
 from cdm_serve.api.plan import Plan
+from cdm_serve.api.reading import Notes, some
 from cdm_serve.api.schema import QUALITY_STEPS, ImageRequest, OutputFormat
 from cdm_serve.engine.card import ModelCard
+from cdm_serve.settings import Settings
 
 OWN_TIMEOUT = "x-request-timeout-ms"
 ENVOY_TIMEOUT = "x-envoy-expected-rq-timeout-ms"
 OPENAI_TIMEOUT = "x-stainless-read-timeout"
+IMAGE_ANSWER = "the Accept header, which asks for the picture itself"
 RAW_TYPES: dict[str, OutputFormat] = {
     "image/png": "png",
     "image/jpeg": "jpeg",
@@ -56,9 +60,10 @@ def _positive(text: str) -> float | None:
 
 def make_plan(
     request: ImageRequest,
+    notes: Notes,
     accept: str,
     models: dict[str, ModelCard],
-    prompt_limit: int,
+    settings: Settings,
     allowed: float | None = None,
 ) -> Plan:
     """The plan of a request with this Accept header.
@@ -66,78 +71,115 @@ def make_plan(
     ``allowed`` is how many seconds there are, from now.
 
     Raises:
-        ApiError: a value that this model or this server does not serve.
+        ApiError: all that ``notes`` has, and every value that is not served.
     """
-    if len(request.prompt) > prompt_limit:
-        raise ApiError(
-            f"prompt: has {len(request.prompt)} characters, at most {prompt_limit} are possible",
-            param="prompt",
-            code="string_above_max_length",
+    if len(request.prompt) > settings.prompt_limit:
+        notes.refuse(
+            ApiError(
+                f"prompt: has {len(request.prompt)} characters, at most "
+                f"{settings.prompt_limit} are possible",
+                param="prompt",
+                code="string_above_max_length",
+            )
         )
-    model = find_model(request.model, models)
+    try:
+        model = find_model(request.model, models, settings.alias)
+    except ApiError as fault:
+        notes.refuse(fault)
+        model = next(iter(models.values()))  # what else is wrong is told of this one
     count = 1 if request.n is None else request.n
     raw_format = _raw_format(accept)
-    _check_form(request, count, raw=raw_format is not None)
-    output_format = _output_format(request, raw_format)
+    raw, stream = raw_format is not None, bool(request.stream)
+    if raw and count > 1:
+        notes.refuse(
+            ApiError("n: only 1 picture fits an image answer; accept application/json", param="n")
+        )
+    if raw and stream:
+        notes.refuse(ApiError(f"stream: contradicts {IMAGE_ANSWER}", param="stream"))
+    output_format = _output_format(request, raw_format, notes)
     first = secrets.randbits(32) if request.seed is None else request.seed
-    return Plan(
+    plan = Plan(
         model=model,
         prompt=request.prompt,
         seeds=tuple(range(first, first + count)),
-        steps=_steps(request, model),
-        size=_size(request.size, model),
+        steps=_steps(request, model, notes),
+        size=_size(request.size, model, notes, nearest=settings.size == "nearest"),
         output_format=output_format,
-        compression=_compression(request, output_format),
-        raw=raw_format is not None,
-        link=request.response_format == "url",
-        stream=bool(request.stream),
-        partials=request.partial_images or 0,
+        compression=_compression(request, output_format, notes),
+        raw=raw,
+        link=_link(request, settings, notes, raw=raw),
+        stream=stream,
+        partials=_partials(request, notes),
         deadline=None if allowed is None else time.time() + allowed,
+        warnings=tuple(some(notes.warnings)),
     )
+    notes.settle()
+    return plan
 
 
-def _check_form(request: ImageRequest, count: int, *, raw: bool) -> None:
-    """Refuse forms of an answer that contradict each other."""
-    itself = "the Accept header, which asks for the picture itself"
-    if raw and count > 1:
-        raise ApiError("n: only 1 picture fits an image answer; accept application/json", param="n")
-    if raw and request.stream:
-        raise ApiError(f"stream: contradicts {itself}", param="stream")
-    if request.response_format == "url" and (raw or request.stream):
-        form = itself if raw else "stream"
-        raise ApiError(f"response_format: url contradicts {form}", param="response_format")
+def _link(request: ImageRequest, settings: Settings, notes: Notes, *, raw: bool) -> bool:
+    """Whether to answer with an address, which takes an answer in JSON."""
+    if not raw and not request.stream:
+        return (request.response_format or settings.response_format) == "url"
+    if request.response_format == "url":
+        form = IMAGE_ANSWER if raw else "stream"
+        fault = ApiError(f"response_format: url contradicts {form}", param="response_format")
+        notes.tolerate(fault, "the picture itself is sent")
+    return False
+
+
+def _partials(request: ImageRequest, notes: Notes) -> int:
     if request.partial_images and not request.stream:
-        raise ApiError("partial_images: only with stream true", param="partial_images")
+        fault = ApiError("partial_images: only with stream true", param="partial_images")
+        notes.tolerate(fault, "ignored")
+        return 0
+    return request.partial_images or 0
 
 
-def _steps(request: ImageRequest, model: ModelCard) -> int:
+def _steps(request: ImageRequest, model: ModelCard, notes: Notes) -> int:
     by_quality = QUALITY_STEPS.get(request.quality or "auto")
     steps = request.num_inference_steps or by_quality or model.default_steps
     if by_quality not in (None, steps):
-        raise ApiError(
+        fault = ApiError(
             f"num_inference_steps: {steps} contradicts quality {request.quality}, which is "
             f"{by_quality}: give one of them",
             param="num_inference_steps",
         )
+        notes.tolerate(fault, "the steps hold")
     if steps > model.max_steps:
         param = "quality" if request.num_inference_steps is None else "num_inference_steps"
-        raise ApiError(
+        fault = ApiError(
             f"{param}: {steps} steps are too many, {model.id} goes up to {model.max_steps}",
             param=param,
         )
+        notes.tolerate(fault, f"{model.max_steps} are made")
+        steps = model.max_steps
     return steps
 
 
-def _size(size: str | None, model: ModelCard) -> str:
-    if size in (None, "auto"):
+def _size(size: str | None, model: ModelCard, notes: Notes, *, nearest: bool) -> str:
+    if size is None or size == "auto":
         return model.default_size
-    if size not in model.sizes:
-        raise ApiError(
-            f"size: {size!r} is not served by {model.id}, only {', '.join(model.sizes)}",
-            param="size",
-            code="invalid_value",
-        )
-    return size
+    if size in model.sizes:
+        return size
+    fault = ApiError(
+        f"size: {size[:40]!r} is not served by {model.id}, only {', '.join(model.sizes)}",
+        param="size",
+        code="invalid_value",
+    )
+    if not nearest or not re.fullmatch("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
+        notes.refuse(fault)
+        return model.default_size
+    found = min(model.sizes, key=lambda other: _difference(size, other))
+    notes.tolerate(fault, f"made in {found}")
+    return found
+
+
+def _difference(size: str, other: str) -> tuple[float, float]:
+    """In shape before all, then in area."""
+    (width, height), (w, h) = (map(int, each.split("x")) for each in (size, other))
+    shape, area = (width * h) / (height * w), (width * height) / (w * h)
+    return abs(math.log(shape)), abs(math.log(area))
 
 
 def _raw_format(accept: str) -> OutputFormat | None:
@@ -151,24 +193,29 @@ def _raw_format(accept: str) -> OutputFormat | None:
     return None
 
 
-def _output_format(request: ImageRequest, raw_format: OutputFormat | None) -> OutputFormat:
+def _output_format(
+    request: ImageRequest, raw_format: OutputFormat | None, notes: Notes
+) -> OutputFormat:
     if raw_format is None:
         return request.output_format or "png"
     if request.output_format not in (None, raw_format):
-        raise ApiError(
+        fault = ApiError(
             f"output_format: {request.output_format} contradicts the Accept header's {raw_format}",
             param="output_format",
         )
+        notes.tolerate(fault, f"{raw_format} is sent")
     return raw_format
 
 
-def _compression(request: ImageRequest, output_format: OutputFormat) -> int:
+def _compression(request: ImageRequest, output_format: OutputFormat, notes: Notes) -> int:
     compression = request.output_compression
     if compression is None:
         return 100
     if output_format == "png" and compression < 100:
-        raise ApiError(
+        fault = ApiError(
             "output_compression: a png is lossless; choose output_format jpeg or webp",
             param="output_compression",
         )
+        notes.tolerate(fault, "ignored")
+        return 100
     return compression

@@ -20,12 +20,16 @@ def test_flags():
 def test_every_setting_can_come_from_the_environment_and_from_the_file(tmp_path, monkeypatch):
     monkeypatch.delenv("CDM_SERVE_WARM_UP_SECONDS", raising=False)
     examples = {str: "text", int: 3, float: 2.5, bool: True, Path: "a/b"}
+    words = {"alias": "name=model"}
     wanted = {}
     for name, field in Settings.model_fields.items():
         kinds = [
             kind for kind in (field.annotation, *get_args(field.annotation)) if kind in examples
         ]
-        wanted[name] = examples[kinds[0]] if kinds else "json"
+        # Of a choice, the last.
+        wanted[name] = words.get(name) or (
+            examples[kinds[0]] if kinds else get_args(field.annotation)[-1]
+        )
     del wanted["config"]
     expected = Settings(**wanted)
     assert all(getattr(expected, name) != getattr(Settings(), name) for name in wanted)

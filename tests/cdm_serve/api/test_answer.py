@@ -79,8 +79,8 @@ def test_the_lines_are_those_of_server_sent_events(server):
 
 def test_what_is_refused_has_its_own_status(client):
     with pytest.raises(openai.BadRequestError) as caught:
-        streamed(client, size="1x1")
-    assert caught.value.param == "size"
+        streamed(client, n=11)
+    assert caught.value.param == "n"
 
 
 def test_a_stream_that_waits_is_not_silent(start, server):

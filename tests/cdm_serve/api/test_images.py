@@ -158,9 +158,9 @@ def test_a_crowd_gets_the_bytes_that_each_gets_alone(server):
     ("fields", "error", "param"),
     [
         ({"model": "dall-e-3"}, openai.NotFoundError, "model"),
-        ({"size": "1024x1024"}, openai.BadRequestError, "size"),
+        ({"size": "large"}, openai.BadRequestError, "size"),
         ({"response_format": "link"}, openai.BadRequestError, "response_format"),
-        ({"extra_body": {"cfg": 3}}, openai.BadRequestError, "cfg"),
+        ({"extra_body": {"mask": "x"}}, openai.BadRequestError, "mask"),
     ],
 )
 def test_refusals_are_the_clients_own_exceptions(client, fields, error, param):
@@ -169,6 +169,23 @@ def test_refusals_are_the_clients_own_exceptions(client, fields, error, param):
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
     assert caught.value.request_id.startswith("req_")
+
+
+def test_what_is_not_done_is_told(client, server):
+    asked = {"size": "1024x1024", "style": "vivid", "extra_body": {"cfg": 3}}
+    answer = client.images.generate(prompt="a fox", **asked)
+    told = answer.warnings
+    assert [warning.partition(":")[0] for warning in told] == ["cfg", "style", "size"]
+    assert (answer.size, opened(answer.data[0]).size) == ("64x64", (64, 64))
+    *_, completed = client.images.generate(prompt="a fox", stream=True, **asked)
+    assert completed.warnings == told
+    raw = server.http.post(
+        "/v1/images/generations",
+        json={"prompt": "a fox", "größe": 1},
+        headers={"accept": "image/png"},
+    )
+    assert json.loads(raw.headers["x-warnings"]) == ["größe: unknown parameter; ignored"]
+    assert client.images.generate(prompt="a fox").warnings == []
 
 
 def test_the_models_are_listed(client, manifest):

@@ -4,10 +4,12 @@ import pytest
 from starlette.datastructures import Headers
 
 from cdm_serve.api.errors import ApiError
+from cdm_serve.api.reading import Notes
 from cdm_serve.api.resolve import make_plan, seconds_allowed
 from cdm_serve.api.schema import ImageRequest
 from cdm_serve.backend import BackendLost
 from cdm_serve.engine.card import ModelCard
+from cdm_serve.settings import Settings
 
 SIZE_COSTS = {"step": {"1": 0.2, "4": 0.4}, "decode": {"1": 0.1, "2": 0.2}, "batch": 4}
 COSTS = {"text": 0.05, "64x64": SIZE_COSTS, "96x64": SIZE_COSTS}
@@ -31,8 +33,9 @@ def card(name, **changes):
 MODELS = {"emoji": card("emoji"), "other": card("other", default_steps=2)}
 
 
-def plan(accept="*/*", **fields):
-    return make_plan(ImageRequest(prompt="a fox", **fields), accept, MODELS, prompt_limit=10)
+def plan(accept="*/*", strict=True, settings=None, **fields):
+    request = ImageRequest(**{"prompt": "a fox"} | fields)
+    return make_plan(request, Notes(strict), accept, MODELS, Settings(**settings or {}))
 
 
 def test_defaults_are_the_models():
@@ -93,15 +96,69 @@ def test_refuses_by_name(fields, param):
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("fields", "done"),
+    [
+        ({"size": "1024x1024"}, {"size": "64x64"}),
+        ({"size": "1792x1024"}, {"size": "96x64"}),
+        ({"num_inference_steps": 50}, {"steps": 8}),
+        ({"quality": "max"}, {"steps": 8}),
+        ({"quality": "high", "num_inference_steps": 2}, {"steps": 2}),
+        ({"partial_images": 1}, {"partials": 0}),
+        ({"output_compression": 50}, {"compression": 100}),
+        ({"output_format": "webp", "accept": "image/png"}, {"output_format": "png"}),
+        ({"response_format": "url", "stream": True}, {"link": False}),
+        ({"response_format": "url", "accept": "image/png"}, {"link": False}),
+    ],
+)
+def test_a_friendly_server_does_what_is_nearest_and_says_so(fields, done):
+    made = plan(strict=False, **fields)
+    assert {name: getattr(made, name) for name in done} == done
+    (warning,) = made.warnings
+    assert warning.partition(":")[0] in fields
+
+
+def test_what_differs_in_form_is_refused_by_a_friendly_server_too():
+    for fields in ({"size": "big"}, {"size": "0x0"}, {"model": "dall-e-3"}):
+        with pytest.raises(ApiError):
+            plan(strict=False, **fields)
+    with pytest.raises(ApiError, match="size: '1024x1024' is not served"):
+        plan(strict=False, size="1024x1024", settings={"size": "refuse"})
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ApiError) as caught:
+        plan(model="dall-e-3", size="1024x1024", partial_images=1)
+    assert (caught.value.status, caught.value.param) == (404, "model")
+    for part in ("model: 'dall-e-3' is", "; size: '1024x1024' is", "; partial_images: only"):
+        assert part in f"; {caught.value}"
+
+
+def test_a_model_has_further_names():
+    settings = {"alias": "gpt-image-1=other,lost=gone"}
+    assert plan(model="gpt-image-1", settings=settings).model.id == "other"
+    assert plan(model="any", settings={"alias": {"*": "other", "x": "emoji"}}).model.id == "other"
+    with pytest.raises(ApiError, match="'lost', which stands for 'gone', is not served"):
+        plan(model="lost", settings=settings)
+
+
+def test_the_server_says_how_pictures_come_if_the_client_does_not():
+    settings = {"response_format": "url"}
+    assert plan(settings=settings).link
+    assert not plan(settings=settings, response_format="b64_json").link
+    assert not plan(settings=settings, stream=True).link
+    assert not plan(settings=settings, accept="image/png").link
+
+
 def test_refuses_a_long_prompt():
     with pytest.raises(ApiError, match="11 characters, at most 10") as caught:
-        make_plan(ImageRequest(prompt="x" * 11), "", MODELS, prompt_limit=10)
+        plan(prompt="x" * 11, settings={"prompt_limit": 10})
     assert caught.value.param == "prompt"
 
 
 def test_nothing_loaded_yet_is_not_the_clients_fault():
     with pytest.raises(BackendLost):
-        make_plan(ImageRequest(prompt="x"), "", {}, prompt_limit=10)
+        make_plan(ImageRequest(prompt="x"), Notes(strict=False), "", {}, Settings())
 
 
 @pytest.mark.parametrize(
@@ -129,7 +186,7 @@ def test_a_stream_has_the_previews_it_is_asked_for():
 
 def test_the_time_allowed_becomes_a_deadline():
     before = time.time()
-    made = make_plan(ImageRequest(prompt="x"), "", MODELS, prompt_limit=10, allowed=5.0)
+    made = make_plan(ImageRequest(prompt="x"), Notes(False), "", MODELS, Settings(), allowed=5.0)
     assert before + 5 <= made.deadline <= time.time() + 5
     assert plan().deadline is None
 

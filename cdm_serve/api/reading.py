@@ -1,0 +1,185 @@
+"""From the JSON of a request to an ``ImageRequest`` or another class with such fields.
+
+People send what other servers and libraries understand. What has one common meaning is taken so;
+what this server cannot do is left out and told as a warning; with ``strict`` both are refused.
+What is refused is told all at once.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import Request
+
+from cdm_serve.api.errors import ApiError
+from cdm_serve.api.schema import FIXED
+
+# More of them are counted and not told: a body has room for thousands.
+TOLD = 10
+ALIASES = {
+    "steps": "num_inference_steps",
+    "sampling_steps": "num_inference_steps",
+    "num_images": "n",
+    "num_images_per_prompt": "n",
+    "num_outputs": "n",
+    "image_size": "size",
+    "format": "output_format",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "true_cfg_scale": "guidance_scale",
+}
+# No picture of this server depends on them.
+HARMLESS = {"moderation", "generator_device"}
+# A picture that leaves out another, or a trained style, is not a part of what was asked for.
+ESSENTIAL = re.compile(r"images?(_urls?)?|(init|input|reference|control)_images?|mask|loras?")
+WORDS = {
+    "jpg": "jpeg",
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/webp": "webp",
+    "base64": "b64_json",
+    "b64": "b64_json",
+}
+NAMED = ("quality", "response_format", "output_format", "background")
+SIZE = re.compile(r"\s*(\d+)(?:\.0*)?\s*(?:[xX*\u00d7]\s*(\d+)(?:\.0*)?\s*)?")
+
+R = TypeVar("R", bound=BaseModel)
+
+
+@dataclass
+class Notes:
+    """What is found in a request: what the answer warns of, and what is wrong with it."""
+
+    strict: bool
+    warnings: list[str] = field(default_factory=list)
+    faults: list[ApiError] = field(default_factory=list)
+
+    def refuse(self, fault: ApiError) -> None:
+        """Refuse the request, when all has been looked at."""
+        self.faults.append(fault)
+
+    def tolerate(self, fault: ApiError, instead: str) -> None:
+        """Do ``instead`` and say so; where that is not allowed, refuse."""
+        if self.strict:
+            self.refuse(fault)
+        else:
+            self.warnings.append(f"{fault}; {instead}")
+
+    def settle(self) -> None:
+        """Go on only if nothing is wrong.
+
+        Raises:
+            ApiError: all faults; status, code and field are those of the first.
+        """
+        if self.faults:
+            first = self.faults[0]
+            raise ApiError(
+                "; ".join(some(list(map(str, self.faults)))),
+                status=first.status,
+                param=first.param,
+                code=first.code,
+            )
+
+
+def some(texts: list[str]) -> list[str]:
+    """The first of them, and how many more there are."""
+    more = len(texts) - TOLD
+    return texts if more <= 0 else [*texts[:TOLD], f"and {more} more"]
+
+
+async def json_fields(request: Request) -> dict[str, Any]:
+    """The body of a request.
+
+    Raises:
+        ApiError: it is no JSON object, or not said to be one.
+    """
+    content_type = request.headers.get("content-type", "")
+    # Pages of other origins may send any body, but not with this type.
+    if "json" not in content_type:
+        raise ApiError(f"content-type is {content_type or 'missing'}: send application/json")
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "it is no text, or nested too deep")
+        raise ApiError(f"the body is not valid JSON: {reason}") from None
+    if not isinstance(body, dict):
+        raise ApiError("the body must be a JSON object")
+    return body
+
+
+def read_request(given: Mapping[str, Any], kind: type[R], notes: Notes) -> R:
+    """The request, as far as it can be had; look at ``notes`` before it is served.
+
+    Only ``prompt`` may be a required field of ``kind``.
+    """
+    fields = dict(given) if notes.strict else _as_meant(given)
+    unknown = [name for name in fields if name not in kind.model_fields]
+    for name in unknown:
+        del fields[name]
+        param = name[:40]
+        fault = ApiError(f"{param}: unknown parameter", param=param, code="unknown_parameter")
+        if ESSENTIAL.fullmatch(name):
+            notes.refuse(fault)
+        else:
+            notes.tolerate(fault, "ignored")
+    for name, (possible, why) in FIXED.items():
+        if fields.get(name) is not None and fields[name] not in possible:
+            del fields[name]
+            fault = ApiError(f"{name}: {why}", param=name, code="invalid_value")
+            notes.tolerate(fault, "ignored")
+    try:
+        return kind.model_validate(fields, strict=notes.strict)
+    except ValidationError as error:
+        wrong = error.errors()
+    for each in wrong:
+        notes.refuse(_fault(each))
+        fields.pop(str(each["loc"][0]), None)
+    # So that the rest is looked at too.
+    return kind.model_validate({"prompt": "-"} | fields, strict=notes.strict)
+
+
+def _as_meant(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says nothing, in this server's words and numbers."""
+    fields = {
+        name: value
+        for name, value in given.items()
+        if name == "prompt" or (value not in (None, "", [], {}) and name not in HARMLESS)
+    }
+    for alias, name in ALIASES.items():
+        if alias in fields and name not in fields:
+            fields[name] = fields.pop(alias)
+    sides = [fields.pop(side) for side in ("width", "height") if side in fields]
+    if sides:
+        fields.setdefault("size", "x".join(map(str, sides)))
+    if found := SIZE.fullmatch(str(fields.get("size"))):
+        fields["size"] = f"{found[1]}x{found[2] or found[1]}"
+    for name in NAMED:
+        if isinstance(word := fields.get(name), str):
+            fields[name] = WORDS.get(word.lower(), word.lower())
+    if _number(fields.get("seed")) == -1:
+        del fields["seed"]
+    # Without guidance is how such models run: 0 and 1 are two ways to say so.
+    if _number(fields.get("guidance_scale")) in (0, 1):
+        del fields["guidance_scale"]
+    return fields
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _fault(error: ErrorDetails) -> ApiError:
+    """One of pydantic's complaints, in a sentence that names the field."""
+    param = str(error["loc"][0])
+    if error["type"] == "missing":
+        code = "missing_required_parameter"
+        return ApiError(f"{param} is required", param=param, code=code)
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return ApiError(f"{param}: {message}", param=param, code="invalid_value")
