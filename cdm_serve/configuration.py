@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         shown, default, text = field.json_schema_extra, field.default, field.description
         if not isinstance(shown, dict):
             continue
-        if default is not None and default is not False and default not in ((), {}):
+        if default is not None and default is not False and default not in ("", (), {}):
             text = f"{text} ({default:g})" if isinstance(default, float) else f"{text} ({default})"
         group = str(shown["group"])
         if group not in groups:

@@ -101,6 +101,7 @@ def _http_config(settings: Settings, app: ASGIApp) -> uvicorn.Config:
         http="httptools",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # the application looks at them
         server_header=False,
         lifespan="off",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, IPvAnyNetwork, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -43,6 +43,7 @@ def _pairs(value: Any) -> Any:
 
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Networks = Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_words)]
 Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs)]
 
 
@@ -59,6 +60,14 @@ class Settings(BaseSettings):
     host: str = _flag("listen", "ADDRESS", "address to listen on", "127.0.0.1")
     port: int = _flag("listen", "N", "port to listen on", 8000, ge=0)
     public_url: str | None = _flag("listen", "URL", "this server's, in links to pictures", None)
+    root_path: str = _flag(
+        "listen", "PATH", "that a proxy serves this below", "", pattern=r"^(/[A-Za-z0-9._~-]+)*$"
+    )
+    trusted_proxy: Networks = _flag(
+        "listen", "NETWORK", "whose X-Forwarded-* hold, besides this machine", ()
+    )
+    allowed_host: Words = _flag("listen", "NAME", "to answer for, besides localhost", ())
+    cors_origin: Words = _flag("listen", "ORIGIN", "whose pages may use this; * is any", ())
     open: bool = _flag("listen", "", "open the playground, where there is a screen", False)
 
     model_repository: Path = _flag(

@@ -150,7 +150,10 @@ class Admission:
             raise ApiError(
                 f"this takes {needed:.2f} s even without waiting, and the request allows "
                 f"{allowed:g} s: ask for fewer steps or images, or allow more time",
+                # What clients know as a timeout; but the same would happen again.
+                status=408,
                 code="deadline_too_short",
+                headers={"x-should-retry": "false"},
             )
         late = 0.0 if allowed is None else self.wait + needed - allowed
         if late > 0:

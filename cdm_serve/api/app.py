@@ -5,11 +5,13 @@ from concurrent.futures import Executor
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 import cdm_serve
 from cdm_serve.api.admission import Admission
-from cdm_serve.api.auth import Keys, RateLimits
+from cdm_serve.api.auth import RATED, Keys, RateLimits
 from cdm_serve.api.errors import install_handlers
 from cdm_serve.api.files import FileStore, files_router
 from cdm_serve.api.generation import ImageGenerator
@@ -22,19 +24,27 @@ from cdm_serve.api.playground import playground_router
 from cdm_serve.backend import Backend
 from cdm_serve.settings import Settings
 
+RATES = [f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in RATED]
+# Of an answer to another origin, pages read only the headers that are named.
+EXPOSED = [
+    *("x-request-id", "retry-after", "retry-after-ms", "x-should-retry"),
+    *("x-seed", "x-steps", "x-receipt", "x-warnings", *RATES),
+]
+
 
 def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Executor) -> ASGIApp:
     """The gateway in front of the backend."""
-    # FastAPI's own documentation pages load scripts from elsewhere; the schema is served.
-    app = FastAPI(title="cdm-serve", version=cdm_serve.__version__, docs_url=None, redoc_url=None)
+    # FastAPI's own /docs loads its scripts from elsewhere.
+    app = FastAPIOffline(title="cdm-serve", version=cdm_serve.__version__, redoc_url=None)
     install_handlers(app)
     metrics = Metrics()
     admission = Admission(settings.queue_seconds)
+    limits = RateLimits(settings.requests_per_minute, settings.images_per_minute)
     store = FileStore(settings.url_bytes, settings.url_seconds)
     images = Images(
         settings=settings,
         backend=backend,
-        limits=RateLimits(settings.requests_per_minute, settings.images_per_minute),
+        limits=limits,
         admission=admission,
         generator=ImageGenerator(
             backend, executor, metrics, settings.retry_seconds, embed_prompt=settings.embed_prompt
@@ -48,7 +58,18 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
     app.include_router(operations_router(backend, metrics, State(backend, admission, store)))
     app.include_router(playground_router())
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
-    return RequestMiddleware(app, keys, metrics, settings.body_limit)
+    served = RequestMiddleware(app, settings, keys, limits, metrics)
+    if not settings.cors_origin:
+        return served
+    # Outermost: a preflight comes without a key, and pages read refusals too.
+    return CORSMiddleware(
+        served,
+        allow_origins=settings.cors_origin,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=EXPOSED,
+    )
 
 
 def _document(app: FastAPI) -> dict[str, Any]:

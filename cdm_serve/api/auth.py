@@ -5,15 +5,16 @@ API keys are compared in constant time and never kept in the clear.
 
 import hashlib
 import hmac
-import ipaddress
 import time
 
 from cdm_serve.api.errors import ApiError, too_many
+from cdm_serve.api.proxies import is_loopback
 from cdm_serve.errors import StartError
 from cdm_serve.settings import Settings
 
 ANYONE = "anyone"
 SHORTEST = 16
+RATED = ("requests", "images")
 
 
 class Keys:
@@ -21,6 +22,11 @@ class Keys:
 
     def __init__(self, keys: list[str]) -> None:
         self._digests = [_digest(key) for key in dict.fromkeys(keys)]
+
+    @property
+    def needed(self) -> bool:
+        """Whether any is asked for."""
+        return bool(self._digests)
 
     def owner(self, authorization: str | None) -> str | None:
         """A name for the bearer of an Authorization header, None for one without a valid key.
@@ -60,7 +66,7 @@ def read_keys(settings: Settings) -> Keys:
         )
     if not keys and (settings.api_key_file or settings.api_keys is not None):
         raise StartError("no API key was found where keys should be: write one a line")
-    if not keys and not settings.without_keys and not _is_loopback(settings.host):
+    if not keys and not settings.without_keys and not is_loopback(settings.host):
         raise StartError(
             f"listening on {settings.host} without API keys would let in everyone who reaches it: "
             "set CDM_SERVE_API_KEYS or --api-key-file, or say --without-keys"
@@ -70,13 +76,6 @@ def read_keys(settings: Settings) -> Keys:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class Bucket:
@@ -95,6 +94,12 @@ class Bucket:
         self._at = now
         return max(0.0, (amount - self._level) / rate)
 
+    @property
+    def level(self) -> float:
+        """How much is there."""
+        self.wait(0)
+        return self._level
+
     def take(self, amount: int) -> None:
         """Take what ``wait`` said is there."""
         self._level -= amount
@@ -104,7 +109,7 @@ class RateLimits:
     """Requests and images a minute, for each key by itself; None is no limit."""
 
     def __init__(self, requests_per_minute: int | None, images_per_minute: int | None) -> None:
-        self._per_minute = {"requests": requests_per_minute, "images": images_per_minute}
+        self._per_minute = dict(zip(RATED, (requests_per_minute, images_per_minute), strict=True))
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
     def spend(self, owner: str, images: int) -> None:
@@ -135,3 +140,16 @@ class RateLimits:
             taken.append((bucket, amount))
         for bucket, amount in taken:
             bucket.take(amount)
+
+    def headers(self, owner: str) -> dict[str, str]:
+        """What is left of each limit, as clients of OpenAI read it."""
+        headers = {}
+        for what, limit in self._per_minute.items():
+            if limit is None:
+                continue
+            bucket = self._buckets.get((owner, what))
+            left = limit if bucket is None else bucket.level
+            headers[f"x-ratelimit-limit-{what}"] = str(limit)
+            headers[f"x-ratelimit-remaining-{what}"] = str(int(left))
+            headers[f"x-ratelimit-reset-{what}"] = f"{60 * (limit - left) / limit:.3f}s"
+        return headers

@@ -22,7 +22,7 @@ MEANINGS = {
     400: "a field, or the body, is not what it must be; the error names it",
     401: "the key is missing or wrong",
     404: "there is no such thing here",
-    408: "the body took too long to arrive",
+    408: "the body took too long to arrive, or the client allows too little time",
     413: "the body is too large",
     429: "too much at the moment; Retry-After says when there is room",
     500: "the server or the model failed",

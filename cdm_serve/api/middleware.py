@@ -10,11 +10,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdm_serve.api.auth import Keys
+from cdm_serve.api.auth import Keys, RateLimits
 from cdm_serve.api.errors import ApiError
 from cdm_serve.api.files import ROUTE as FILES
 from cdm_serve.api.metrics import Metrics
+from cdm_serve.api.proxies import before_proxies, is_known, known_hosts
 from cdm_serve.log import REQUEST_ID
+from cdm_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("cdm_serve.access")
@@ -28,11 +30,16 @@ CLIENT_LEFT = 499  # nginx's number for a client that did not wait
 class RequestMiddleware:
     """Wraps the whole application, its own error handling included."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, body_limit: int) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, keys: Keys, limits: RateLimits, metrics: Metrics
+    ) -> None:
         self._app = app
+        self._settings = settings
         self._keys = keys
+        self._limits = limits
         self._metrics = metrics
-        self._body_limit = body_limit
+        self._body_limit = settings.body_limit
+        self._hosts = known_hosts(settings, guarded=keys.needed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -40,38 +47,55 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        scope, path = before_proxies(scope, self._settings)
+        method = scope["method"]
+        if method == "HEAD":
+            scope["method"] = "GET"
         given = headers.get("x-request-id", "")
         request_id = given if GIVEN_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-        scope.setdefault("state", {})["owner"] = self._keys.owner(headers.get("authorization"))
+        owner = self._keys.owner(headers.get("authorization"))
+        scope.setdefault("state", {})["owner"] = owner
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                answer = MutableHeaders(scope=message)
+                answer["x-request-id"] = request_id
+                if owner is not None and path.startswith("/v1/"):
+                    answer.update(self._limits.headers(owner))
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         begin = time.perf_counter()
         token = REQUEST_ID.set(request_id)
         try:
-            refusal = self._refusal(scope, headers)
+            refusal = self._refusal(path, owner, headers)
             if refusal is not None:
                 await refusal.response()(scope, receive, send_with_id)
             else:
                 await self._app(scope, self._limited(receive), send_with_id)
         except Exception:
             # Starlette has answered before it raised; only the log still needs to know.
-            logger.exception("%s failed on %s %s", request_id, scope["method"], scope["path"])
+            logger.exception("%s failed on %s %s", request_id, method, path)
             if status is None:
                 raise
         finally:
-            self._observe(scope, status or CLIENT_LEFT, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            self._observe(scope, method, path, status or CLIENT_LEFT, seconds)
             REQUEST_ID.reset(token)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
+    def _refusal(self, path: str, owner: str | None, headers: Headers) -> ApiError | None:
         """What can be answered before the body is read."""
-        if scope["state"]["owner"] is None and _needs_key(scope["path"]):
+        host = headers.get("host", "")
+        if not is_known(host, self._hosts):
+            return ApiError(
+                f"host: {host[:80]!r} is not known here: start cdm-serve with --allowed-host NAME",
+                code="unknown_host",
+            )
+        if owner is None and _needs_key(path):
             return ApiError(
                 "the API key is missing or wrong: send Authorization: Bearer KEY",
                 status=401,
@@ -107,9 +131,8 @@ class RequestMiddleware:
     def _too_large(self) -> str:
         return f"the body is larger than {self._body_limit} bytes"
 
-    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+    def _observe(self, scope: Scope, method: str, path: str, status: int, seconds: float) -> None:
         """Count it, and log it."""
-        method, path = scope["method"], scope["path"]
         # Paths as clients make them up would be labels without end.
         route = next((known.rstrip("/") for known in ROUTES if path.startswith(known)), "other")
         self._metrics.requests.labels(route, str(status)).inc()

@@ -129,7 +129,7 @@ class State(Collector):
 
 
 def operations_router(backend: Backend, metrics: Metrics, state: State) -> APIRouter:
-    """The three routes; the engines are asked when the metrics are."""
+    """The routes; the engines are asked when the metrics are."""
     metrics.registry.register(state)
     router = APIRouter()
 
@@ -138,6 +138,8 @@ def operations_router(backend: Backend, metrics: Metrics, state: State) -> APIRo
         """Always 200: restart the gateway only when this does not answer."""
         return {"status": "ok"}
 
+    @router.get("/health", include_in_schema=False)
+    @router.get("/ping", include_in_schema=False)
     @router.get("/readyz")
     async def readyz() -> JSONResponse:
         """503 while Triton starts, restarts or stops: send traffic elsewhere."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from cdm_serve.api.errors import ApiError
@@ -134,10 +133,10 @@ def read_request(given: Mapping[str, Any], kind: type[R], notes: Notes) -> R:
     try:
         return kind.model_validate(fields, strict=notes.strict)
     except ValidationError as error:
-        wrong = error.errors()
-    for each in wrong:
-        notes.refuse(_fault(each))
-        fields.pop(str(each["loc"][0]), None)
+        for each in error.errors():
+            name = str(each["loc"][0])
+            notes.refuse(_fault(name, each["type"], each["msg"]))
+            fields.pop(name, None)
     # So that the rest is looked at too.
     return kind.model_validate({"prompt": "-"} | fields, strict=notes.strict)
 
@@ -175,11 +174,10 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _fault(error: ErrorDetails) -> ApiError:
+def _fault(param: str, kind: str, message: str) -> ApiError:
     """One of pydantic's complaints, in a sentence that names the field."""
-    param = str(error["loc"][0])
-    if error["type"] == "missing":
+    if kind == "missing":
         code = "missing_required_parameter"
         return ApiError(f"{param} is required", param=param, code=code)
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
     return ApiError(f"{param}: {message}", param=param, code="invalid_value")

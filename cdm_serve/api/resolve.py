@@ -17,7 +17,7 @@ from cdm_serve.settings import Settings
 
 OWN_TIMEOUT = "x-request-timeout-ms"
 ENVOY_TIMEOUT = "x-envoy-expected-rq-timeout-ms"
-OPENAI_TIMEOUT = "x-stainless-read-timeout"
+OPENAI_TIMEOUTS = ("x-stainless-read-timeout", "x-stainless-timeout")  # of Python; of Node
 IMAGE_ANSWER = "the Accept header, which asks for the picture itself"
 RAW_TYPES: dict[str, OutputFormat] = {
     "image/png": "png",
@@ -36,8 +36,8 @@ def seconds_allowed(headers: Headers, *, stream: bool) -> float | None:
     Raises:
         ApiError: this server's own header is no positive number.
     """
-    own, envoy, openai = (
-        _positive(headers.get(name, "")) for name in (OWN_TIMEOUT, ENVOY_TIMEOUT, OPENAI_TIMEOUT)
+    own, envoy, *openai = (
+        _positive(headers.get(name, "")) for name in (OWN_TIMEOUT, ENVOY_TIMEOUT, *OPENAI_TIMEOUTS)
     )
     if own is None and OWN_TIMEOUT in headers:
         raise ApiError(
@@ -45,8 +45,8 @@ def seconds_allowed(headers: Headers, *, stream: bool) -> float | None:
             param=OWN_TIMEOUT,
         )
     seconds = [milliseconds / 1e3 for milliseconds in (own, envoy) if milliseconds is not None]
-    if openai is not None and not stream:
-        seconds.append(openai)
+    if not stream:
+        seconds += [each for each in openai if each is not None]
     return min(seconds, default=None)
 
 

@@ -105,7 +105,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once():
     admission = Admission(queue_seconds=10.0)
     # Alone it takes 0.5 + 3 * 0.4 + 0.25 = 1.95 s.
     short = refusal(admission, allowed=1.9)
-    assert (short.status, short.code) == (400, "deadline_too_short")
+    assert (short.status, short.code) == (408, "deadline_too_short")
     admission.admit(COST, 1, allowed=2.0)
     late = refusal(admission, allowed=2.0)  # 1 s of work is before it
     assert (late.status, late.code) == (429, "deadline_cannot_be_met")
@@ -188,7 +188,8 @@ def test_a_deadline_on_a_real_server(server):
 
     assert ask("60000").status_code == 200
     short = ask("0.01")
-    assert (short.status_code, short.json()["error"]["code"]) == (400, "deadline_too_short")
+    assert (short.status_code, short.json()["error"]["code"]) == (408, "deadline_too_short")
+    assert short.headers["x-should-retry"] == "false"
     wrong = ask("soon")
     assert wrong.json()["error"]["param"] == "x-request-timeout-ms"
 

@@ -141,6 +141,7 @@ def guarded(start, server, tmp_path_factory):
     gateway = start(
         *("--triton", server.triton_address(), "--api-key-file", str(file)),
         *("--requests-per-minute", "6", "--images-per-minute", "8"),
+        *("--cors-origin", "http://page.example"),
     )
     gateway.wait_ready()
     yield gateway
@@ -150,6 +151,24 @@ def guarded(start, server, tmp_path_factory):
 def ask(gateway, key, **fields):
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key, max_retries=0) as client:
         return client.images.generate(prompt="a fox", extra_body={"seed": 1}, **fields)
+
+
+def test_a_page_of_another_origin_reads_answers_and_refusals(guarded):
+    origin = {"origin": "http://page.example"}
+    asked = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    preflight = guarded.http.options("/v1/images/generations", headers=origin | asked)
+    assert preflight.status_code == 200
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    refused = guarded.http.get("/v1/models", headers=origin)
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "http://page.example"
+    exposed = refused.headers["access-control-expose-headers"].split(", ")
+    assert {"x-request-id", "retry-after", "x-receipt", "x-ratelimit-reset-images"} <= set(exposed)
+    other = guarded.http.get("/v1/models", headers={"origin": "http://other.example"})
+    assert "access-control-allow-origin" not in other.headers
 
 
 def test_a_wrong_key_is_the_clients_own_exception(guarded):
@@ -173,6 +192,9 @@ def test_each_key_has_its_own_minute(guarded):
     assert 0 < int(headers["retry-after-ms"]) <= 7500
     assert int(headers["retry-after"]) in range(1, 9)
     assert caught.value.code == "rate_limit_exceeded"
+    assert headers["x-ratelimit-remaining-images"] == "1"
+    assert headers["x-ratelimit-limit-requests"] == "6"
+    assert 40 < float(headers["x-ratelimit-reset-images"].removesuffix("s")) <= 52.5
     for _ in range(6):
         ask(guarded, OTHER)
     with pytest.raises(openai.RateLimitError, match="more than 6 requests a minute"):

@@ -79,7 +79,6 @@ def test_another_content_type_is_refused(server):
         ("GET", "/nothing", 404),
         ("POST", "/v1/images/edits", 404),
         ("GET", "/v1/models/other", 404),
-        ("GET", "/docs", 404),
         ("GET", ROUTE, 405),
         ("DELETE", "/v1/models", 405),
         ("POST", "/", 405),
@@ -114,7 +113,7 @@ def exchange(server, head, chunks):
 
 def test_ten_megabytes_are_refused_before_they_are_sent(server):
     head = (
-        f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"POST {ROUTE} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         "content-length: 10000000\r\nconnection: close\r\n\r\n"
     )
     answer, _ = exchange(server, head.encode(), [])
@@ -126,7 +125,7 @@ def test_ten_megabytes_are_refused_before_they_are_sent(server):
 
 def test_ten_megabytes_in_chunks_are_refused_on_the_way(server):
     head = (
-        f"POST {ROUTE} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"POST {ROUTE} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         "transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     )
 
@@ -158,6 +157,6 @@ def test_an_idle_connection_is_kept(server):
     address = server.url.removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1]))) as connection:
         for idle in (6, 0):
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
             time.sleep(idle)

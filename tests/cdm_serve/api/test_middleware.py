@@ -6,11 +6,13 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from cdm_serve.api.auth import Keys
+from cdm_serve.api.auth import Keys, RateLimits
 from cdm_serve.api.errors import install_handlers
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.middleware import RequestMiddleware
+from cdm_serve.settings import Settings
 
+SETTINGS = Settings(body_limit=10)
 app = FastAPI()
 install_handlers(app)
 
@@ -28,9 +30,12 @@ async def read(request: Request) -> int:
 def send(method, path, **options):
     async def run():
         transport = httpx.ASGITransport(
-            RequestMiddleware(app, Keys([]), Metrics(), body_limit=10), raise_app_exceptions=False
+            RequestMiddleware(
+                app, Settings(body_limit=10), Keys([]), RateLimits(None, 4), Metrics()
+            ),
+            raise_app_exceptions=False,
         )
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **options)
 
     return asyncio.run(run())
@@ -74,3 +79,25 @@ def test_a_given_id_is_kept(given):
 def test_an_id_that_would_spoil_a_log_is_replaced(given):
     kept = send("GET", "/nothing", headers={"x-request-id": given}).headers["x-request-id"]
     assert kept.startswith("req_")
+
+
+def test_an_unknown_host_is_refused():
+    refused = send("GET", "/crash", headers={"host": "evil.example"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unknown_host")
+
+
+def test_head_is_get_without_its_body():
+    answer = send("HEAD", "/nothing")
+    assert (answer.status_code, answer.content) == (404, b"")
+    assert int(answer.headers["content-length"]) > 10
+
+
+def test_what_is_left_of_the_limits_is_told_on_the_api_alone():
+    headers = send("GET", "/v1/nothing").headers
+    told = {name: value for name, value in headers.items() if name.startswith("x-ratelimit")}
+    assert told == {
+        "x-ratelimit-limit-images": "4",
+        "x-ratelimit-remaining-images": "4",
+        "x-ratelimit-reset-images": "0.000s",
+    }
+    assert "x-ratelimit-limit-images" not in send("GET", "/nothing").headers

@@ -1,5 +1,6 @@
 """What the OpenAPI document promises, tried by another program with requests of its own."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,13 @@ def test_every_field_of_a_request_is_described(server):
     responses = route["responses"]
     assert {"200", "400", "401", "404", "413", "429", "500", "503", "504"} <= set(responses)
     assert "422" not in responses  # FastAPI's own, which is never sent
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(server):
+    page = server.http.get("/docs").text
+    addresses = re.findall(r"""(?:src|href)="(.*?)\"""", page)
+    assert len(addresses) >= 3
+    assert all(server.http.get(address).status_code == 200 for address in addresses)
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="needs schemathesis: pip install schemathesis")

@@ -16,6 +16,12 @@ def families(server):
     return {family.name: family for family in text_string_to_metric_families(response.text)}
 
 
+def test_health_is_where_people_look_for_it(server):
+    for path in ("/health", "/ping", "/readyz", "/healthz"):
+        assert server.http.get(path).status_code == 200
+        assert server.http.head(path).status_code == 200
+
+
 def test_counts_are_those_of_what_was_asked(server):
     def counted():
         return {

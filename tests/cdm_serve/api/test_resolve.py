@@ -201,6 +201,8 @@ def test_the_time_allowed_becomes_a_deadline():
         ({"x-stainless-read-timeout": "600"}, False, 600.0),
         ({"x-stainless-read-timeout": "2.5"}, False, 2.5),
         ({"x-stainless-read-timeout": "2.5"}, True, None),
+        ({"X-Stainless-Timeout": "90"}, False, 90.0),
+        ({"X-Stainless-Timeout": "90"}, True, None),
         ({"x-stainless-read-timeout": "600", "x-request-timeout-ms": "10"}, False, 0.01),
         ({"x-stainless-read-timeout": "1", "x-request-timeout-ms": "5000"}, False, 1.0),
         ({"x-stainless-read-timeout": "NOT_GIVEN"}, False, None),
