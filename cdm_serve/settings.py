@@ -88,8 +88,8 @@ class Settings(BaseSettings):
     size: Literal["nearest", "refuse"] = _flag(
         REQUESTS, "nearest|refuse", "for a size that is not served", "nearest"
     )
-    response_format: Literal["b64_json", "url"] = _flag(
-        REQUESTS, "FORM", "b64_json or url, where a request says neither", "b64_json"
+    response_format: Literal["b64_json", "url"] | None = _flag(
+        REQUESTS, "FORM", "b64_json or url, where a request says neither", None
     )
     strict: bool = _flag(
         REQUESTS, "", "refuse what cannot be done to the letter, instead of warning", False

@@ -26,7 +26,10 @@ ALIASES = {
     "num_images_per_prompt": "n",
     "num_outputs": "n",
     "image_size": "size",
+    "aspect_ratio": "size",
+    "aspectRatio": "size",
     "format": "output_format",
+    "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale",
     "guidance": "guidance_scale",
     "true_cfg_scale": "guidance_scale",
@@ -34,7 +37,9 @@ ALIASES = {
 # No picture of this server depends on them.
 HARMLESS = {"moderation", "generator_device"}
 # A picture that leaves out another, or a trained style, is not a part of what was asked for.
-ESSENTIAL = re.compile(r"images?(_urls?)?|(init|input|reference|control)_images?|mask|loras?")
+ESSENTIAL = re.compile(
+    r"images?(_urls?)?|(init|input|reference|control)_(image|reference)s?|mask|loras?"
+)
 WORDS = {
     "jpg": "jpeg",
     "image/png": "png",
@@ -44,7 +49,7 @@ WORDS = {
     "b64": "b64_json",
 }
 NAMED = ("quality", "response_format", "output_format", "background")
-SIZE = re.compile(r"\s*(\d+)(?:\.0*)?\s*(?:[xX*\u00d7]\s*(\d+)(?:\.0*)?\s*)?")
+SIZE = re.compile(r"\s*(\d+)(?:\.0*)?\s*(?:[xX*:\u00d7]\s*(\d+)(?:\.0*)?\s*)?")
 
 R = TypeVar("R", bound=BaseModel)
 

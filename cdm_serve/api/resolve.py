@@ -120,7 +120,9 @@ def make_plan(
 def _link(request: ImageRequest, settings: Settings, notes: Notes, *, raw: bool) -> bool:
     """Whether to answer with an address, which takes an answer in JSON."""
     if not raw and not request.stream:
-        return (request.response_format or settings.response_format) == "url"
+        # OpenAI's models of that name answer so, and their clients rely on it.
+        usual = "url" if (request.model or "").startswith("dall-e") else "b64_json"
+        return (request.response_format or settings.response_format or usual) == "url"
     if request.response_format == "url":
         form = IMAGE_ANSWER if raw else "stream"
         fault = ApiError(f"response_format: url contradicts {form}", param="response_format")

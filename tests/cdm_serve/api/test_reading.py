@@ -35,6 +35,7 @@ def refusal(**fields):
         ({"size": 512}, {"size": "512x512"}),
         ({"size": "96 X 64"}, {"size": "96x64"}),
         ({"size": "96*64"}, {"size": "96x64"}),
+        ({"aspectRatio": "3:2"}, {"size": "3x2"}),
         ({"size": "AUTO", "quality": "HD"}, {"size": "AUTO", "quality": "hd"}),
         ({"output_format": "JPG"}, {"output_format": "jpeg"}),
         ({"format": "image/webp"}, {"output_format": "webp"}),
@@ -68,7 +69,7 @@ def test_what_cannot_be_done_is_warned_of_and_refused_by_a_strict_server(field, 
     assert (strict.status, strict.param) == (400, field)
 
 
-@pytest.mark.parametrize("field", ["image", "input_images", "image_url", "mask", "lora"])
+@pytest.mark.parametrize("field", ["image", "input_references", "image_url", "mask", "lora"])
 def test_a_picture_without_what_it_was_to_be_made_of_is_refused(field):
     assert refusal(**{field: "data:"}).code == "unknown_parameter"
 

@@ -143,6 +143,8 @@ def test_a_model_has_further_names():
 
 
 def test_the_server_says_how_pictures_come_if_the_client_does_not():
+    assert not plan().link
+    assert plan(model="dall-e-3", settings={"alias": "dall-e-3=emoji"}).link
     settings = {"response_format": "url"}
     assert plan(settings=settings).link
     assert not plan(settings=settings, response_format="b64_json").link
