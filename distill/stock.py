@@ -23,7 +23,7 @@ def write_stock(adapter: Adapter, steps: int, height: int, width: int, folder: P
         "num_inference_steps": steps,
         "denoising_timesteps": [round(1000 * level, 4) for level in levels],
         "solver": "euler",
-        "guidance_scale": 1.0,
+        "guidance_scale": adapter.guidance_scale,
     }
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

@@ -62,7 +62,7 @@ def describe(recipe: Recipe, updates: int, adapter: Adapter) -> dict[str, Any]:
         "steps": recipe.steps,
         "sigmas": [1.0 - i / recipe.steps for i in range(recipe.steps)],
         "shift": adapter.pipeline.scheduler.config.shift,  # what the sigmas are to be shifted by
-        "guidance_scale": 1.0,
+        "guidance_scale": adapter.guidance_scale,
         "max_sequence_length": adapter.max_sequence_length,
         "height": recipe.height,
         "width": recipe.width,

@@ -93,7 +93,9 @@ def _request(arguments: argparse.Namespace) -> Request:
         base=arguments.base,
         level=arguments.verify,
         loras=loras,
-        sampling=parse_sampling(arguments.steps, arguments.sigmas, arguments.grid),
+        sampling=parse_sampling(
+            arguments.steps, arguments.sigmas, arguments.grid, arguments.guidance
+        ),
     )
 
 
@@ -164,6 +166,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("even", "default"),
         help="sigmas of every other number of steps: 1, 1 - 1/N, ..., or those that diffusers "
         "takes without sigmas (default: the student's)",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        metavar="G",
+        help="what a guidance embedding is given, as in FLUX.1-dev's kind (default: the "
+        "student's, else 3.5)",
     )
     parser.add_argument(
         "--precision",

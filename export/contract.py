@@ -6,7 +6,7 @@ by a table of published checkpoints, or else it is what diffusers does without b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,14 @@ class Contract:
         grid: ``even`` or ``default``, of all numbers of steps without ``own`` sigmas.
         own: by number of steps, the sigmas that the pipeline is called with.
         source: where it was taken from.
+        guidance: what a guidance embedding is given; ``None`` without one.
     """
 
     steps: int
     grid: Grid
     source: str
     own: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    guidance: float | None = None
 
     def of(self, steps: int) -> Grid:
         """The grid of so many steps."""
@@ -53,12 +55,14 @@ class Contract:
     def __str__(self) -> str:
         grid = self.of(self.steps)
         sigmas = f"{grid} sigmas" if isinstance(grid, str) else f"sigmas {list(grid)}"
-        return f"{self.steps} steps without guidance, {sigmas}: {self.source}"
+        guidance = "without guidance" if self.guidance is None else f"told guidance {self.guidance}"
+        return f"{self.steps} steps {guidance}, {sigmas}: {self.source}"
 
     def to_json(self) -> dict[str, Any]:
         """The ``contract`` entry of export.json."""
         own = {str(steps): list(sigmas) for steps, sigmas in self.own.items()}
-        return {"grid": self.grid, "own": own, "source": self.source}
+        contents = {"grid": self.grid, "own": own, "source": self.source}
+        return contents if self.guidance is None else contents | {"guidance": self.guidance}
 
 
 def contract(
@@ -70,6 +74,14 @@ def contract(
         ExportError: what a file says cannot be served.
     """
     found = _found(folder, card, index, adapter)
+    if asked.guidance is not None:
+        if not adapter.guidance_embedding:
+            raise ExportError(
+                f"--guidance {asked.guidance}: {folder} has no guidance embedding; leave it out"
+            )
+        adapter.guidance_scale = asked.guidance
+    if adapter.guidance_embedding:
+        found = replace(found, guidance=adapter.guidance_scale)
     said = [f"--{name}" for name, value in vars(asked).items() if value is not None]
     if not said:
         return found
@@ -77,12 +89,12 @@ def contract(
     kept = {} if asked.grid else found.own
     own = {len(asked.sigmas): asked.sigmas} if asked.sigmas else kept
     source = f"{' and '.join(said)}, the rest as {found.source}"
-    return Contract(steps, asked.grid or found.grid, source, own)
+    return replace(found, steps=steps, grid=asked.grid or found.grid, source=source, own=own)
 
 
 def _found(folder: Path, card: dict[str, Any], index: dict[str, Any], adapter: Adapter) -> Contract:
     if card:
-        return _of_card(folder / "cdm.json", card)
+        return _of_card(folder / "cdm.json", card, adapter)
     if isinstance(config := index.get("dmd2_config"), dict):
         return _of_dmd2(folder / "model_index.json", config, adapter)
     name = _known_name(folder, index)
@@ -96,10 +108,9 @@ def _found(folder: Path, card: dict[str, Any], index: dict[str, Any], adapter: A
     )
 
 
-def _of_card(path: Path, card: dict[str, Any]) -> Contract:
+def _of_card(path: Path, card: dict[str, Any], adapter: Adapter) -> Contract:
     steps = card["steps"]
-    if card.get("guidance_scale") not in (0, 1):
-        raise ExportError(f"{path}: guidance_scale must be 0 or 1, a student is served without it")
+    _take_guidance(path, card.get("guidance_scale"), adapter)
     given = card.get("sigmas")
     grids = {str(steps): given} if isinstance(given, list) else given
     if not isinstance(grids, dict) or str(steps) not in grids:
@@ -121,11 +132,13 @@ def _of_card(path: Path, card: dict[str, Any]) -> Contract:
 
 def _of_dmd2(path: Path, config: dict[str, Any], adapter: Adapter) -> Contract:
     """``denoising_timesteps`` are noise levels after the shift, of 1000 or of 1."""
-    if config.get("solver") not in _SOLVERS or config.get("guidance_scale") not in (None, 0, 1):
+    if config.get("solver") not in _SOLVERS:
         raise ExportError(
-            f"{path}: dmd2_config has solver {config.get('solver')!r} and guidance_scale "
-            f"{config.get('guidance_scale')!r}; a student is served by Euler steps without guidance"
+            f"{path}: dmd2_config has solver {config['solver']!r}; a student is served by Euler "
+            "steps"
         )
+    if config.get("guidance_scale") is not None:
+        _take_guidance(path, config["guidance_scale"], adapter)
     source = "dmd2_config in model_index.json says it"
     levels = config.get("denoising_timesteps")
     if levels is None:
@@ -151,6 +164,17 @@ def _of_dmd2(path: Path, config: dict[str, Any], adapter: Adapter) -> Contract:
     # The levels are of no grid that the scheduler makes: it is not to move them.
     adapter.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
     return Contract(steps, "even", source, {steps: tuple(levels)})
+
+
+def _take_guidance(path: Path, scale: Any, adapter: Adapter) -> None:
+    """Tell a guidance embedding its scale; without one a student is sampled without guidance."""
+    if type(scale) not in (int, float) or not (scale in (0, 1) or adapter.guidance_embedding):
+        raise ExportError(
+            f"{path}: guidance_scale is {scale!r}; expected 0 or 1: a student is served without "
+            "guidance, but for one with a guidance embedding"
+        )
+    if adapter.guidance_embedding:
+        adapter.guidance_scale = float(scale)
 
 
 def _falls(sigmas: Any) -> bool:

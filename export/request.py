@@ -53,6 +53,7 @@ class Sampling:
     steps: int | None = None
     sigmas: tuple[float, ...] | None = None
     grid: GridName | None = None
+    guidance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,10 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
     return tuple(dict.fromkeys(sizes))
 
 
-def parse_sampling(steps: int | None, sigmas: str | None, grid: GridName | None) -> Sampling:
-    """Read ``--steps``, ``--sigmas 1,0.75,0.5,0.25`` and ``--grid``.
+def parse_sampling(
+    steps: int | None, sigmas: str | None, grid: GridName | None, guidance: float | None
+) -> Sampling:
+    """Read ``--steps``, ``--sigmas 1,0.75,0.5,0.25``, ``--grid`` and ``--guidance``.
 
     Raises:
         ExportError: no steps, or sigmas that are not as many or do not fall from 1 towards 0.
@@ -116,7 +119,7 @@ def parse_sampling(steps: int | None, sigmas: str | None, grid: GridName | None)
             )
         if steps not in (None, len(given)):
             raise ExportError(f"--sigmas has {len(given)} numbers and --steps is {steps}")
-    return Sampling(steps, given, grid)
+    return Sampling(steps, given, grid, guidance)
 
 
 def parse_lora(text: str) -> Lora:

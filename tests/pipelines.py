@@ -8,6 +8,8 @@ from diffusers import (
     AuraFlowTransformer2DModel,
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -16,6 +18,7 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     Qwen2_5_VLConfig,
@@ -32,8 +35,13 @@ TEXT_LENGTH = 24
 PROMPTS = ["a fox in the snow", "an owl", "two cats on a red background", "a dog", "a pig"]
 
 
-def tiny_sd3(folder: Path | str, seed: int = 0, t5: bool = False) -> Path:
-    """Save a random StableDiffusion3Pipeline: 64x64 px, latents 4x16x16, 64 image tokens."""
+def tiny_sd3(
+    folder: Path | str, seed: int = 0, t5: bool = False, dual_attention: bool = False
+) -> Path:
+    """Save a random StableDiffusion3Pipeline: 64x64 px, latents 4x16x16, 64 image tokens.
+
+    With ``dual_attention`` its first block is of the kind of SD3.5-Medium's.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipeline = StableDiffusion3Pipeline(
@@ -50,6 +58,7 @@ def tiny_sd3(folder: Path | str, seed: int = 0, t5: bool = False) -> Path:
                 pooled_projection_dim=64,
                 pos_embed_max_size=24,
                 qk_norm="rms_norm",
+                dual_attention_layers=(0,) if dual_attention else (),
             ),
             # The default shift of 1 would hide shift mistakes.
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -133,6 +142,38 @@ def tiny_auraflow(folder: Path | str, seed: int = 0) -> Path:
     return Path(folder)
 
 
+def tiny_flux(folder: Path | str, seed: int = 0, guidance: bool = False) -> Path:
+    """Save a random FluxPipeline: 64x64 px, latents 16x16x16, 64 image tokens.
+
+    With ``guidance`` it is of the kind of FLUX.1-dev, otherwise of schnell's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = FluxPipeline(
+            transformer=FluxTransformer2DModel(
+                in_channels=64,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=72,
+                pooled_projection_dim=32,
+                guidance_embeds=guidance,
+                axes_dims_rope=[4, 4, 8],
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=guidance, base_shift=0.5, max_shift=1.15, shift=1.0
+            ),
+            vae=_vae(channels=16, scaling_factor=0.3611, shift_factor=0.1159),
+            text_encoder=CLIPTextModel(_clip_config()).eval(),
+            tokenizer=_clip_tokenizer("<|endoftext|>"),
+            text_encoder_2=_t5(),
+            tokenizer_2=_t5_tokenizer(),
+        )
+    pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
 def _vae(channels: int, scaling_factor: float, shift_factor: float | None) -> AutoencoderKL:
     """Four pixels a side to a latent one."""
     return AutoencoderKL(
@@ -161,8 +202,8 @@ def _clip_tokenizer(pad_token: str) -> CLIPTokenizer:
     )
 
 
-def _clip() -> CLIPTextModelWithProjection:
-    config = CLIPTextConfig(
+def _clip_config() -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=514,
         hidden_size=32,
         intermediate_size=37,
@@ -175,7 +216,10 @@ def _clip() -> CLIPTextModelWithProjection:
         eos_token_id=513,
         pad_token_id=513,
     )
-    return CLIPTextModelWithProjection(config).eval()
+
+
+def _clip() -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(_clip_config()).eval()
 
 
 def _t5_tokenizer() -> T5TokenizerFast:

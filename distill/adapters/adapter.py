@@ -50,6 +50,9 @@ class Adapter(ABC):
     ignored: ClassVar[frozenset[str]] = frozenset()  # components that are never loaded
     # Whether the pipeline, called without sigmas, takes the scheduler's grid and not an even one.
     scheduler_grid: ClassVar[bool] = False
+    # What the pipeline is called with; 1 is none. With a guidance embedding it is an input.
+    guidance_scale: float = 1.0
+    guidance_embedding = False
 
     def __init__(
         self,
@@ -194,18 +197,27 @@ class Adapter(ABC):
         generator: torch.Generator,
         grid: Grid = "even",
     ) -> Any:
-        """The pipeline's own picture by ``steps`` steps without guidance, as PIL."""
+        """The pipeline's own picture by ``steps`` steps, as PIL, without guidance by two passes."""
         return self.pipeline(
             prompt=prompt,
             height=height,
             width=width,
             num_inference_steps=steps,
             sigmas=None if grid == "default" else _given(steps, grid),
-            guidance_scale=1.0,
+            guidance_scale=self.guidance_scale,
             generator=generator,
             output_type="pil",
             **self._options,
         ).images[0]
+
+    def _unit_timestep(self, sigma: Tensor, x: Tensor) -> Tensor:
+        """What pipelines hand over that divide the timestep of the latents' type by 1000.
+
+        It is rounded at its full scale first, in bfloat16 904.5 to 904. Transformers multiply by
+        1000 again in that type; from 0.9045 it would come to 908.
+        """
+        timestep: Tensor = sigma * self.pipeline.scheduler.config.num_train_timesteps
+        return timestep.to(_compute_dtype(x)) / 1000
 
     def _dynamic_shift(self, height: int, width: int) -> float:
         """The exponent ``mu`` for a size; a scheduler of constant shift does not look at it."""
@@ -223,3 +235,10 @@ class Adapter(ABC):
 
 def _given(steps: int, grid: Grid) -> list[float]:
     return [1.0 - i / steps for i in range(steps)] if grid == "even" else list(map(float, grid))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The type the transformer works in; it is that of the pipeline's latents in sampling."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype

@@ -20,7 +20,7 @@ from distill.adapters.components import (
     load_components,
     load_shapes,
 )
-from distill.adapters.registry import ARCHITECTURES, adapter_class
+from distill.adapters.registry import ARCHITECTURES, OTHER_STEPS, adapter_class
 from distill.errors import DistillError
 
 
@@ -127,6 +127,11 @@ def _parts(path_or_name: str) -> _Parts:
     """As ``model_index.json`` has them, without what the adapter ignores."""
     index = model_index(path_or_name)
     class_name = index.get("_class_name")
+    if class_name in OTHER_STEPS:
+        raise DistillError(
+            f"{path_or_name} is a {class_name}, which {OTHER_STEPS[class_name]}; this package "
+            f"takes flow matching by Euler steps; known pipelines: {', '.join(ARCHITECTURES)}"
+        )
     if not isinstance(class_name, str) or class_name not in ARCHITECTURES:
         raise DistillError(
             f"{path_or_name} is a {class_name}, not a flow-matching pipeline this package has an "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distill.adapters.adapter import Adapter
 from distill.adapters.condition import Condition
-from distill.adapters.packing import PATCH, image_ids, pack, text_ids, unpack
+from distill.adapters.packing import PATCH, grid_ids, pack, unpack
 from distill.errors import DistillError
 
 
@@ -79,10 +79,10 @@ class LongCatAdapter(Adapter):
         prompt_embeds = condition.tensors["prompt_embeds"]
         velocity: Tensor = model(
             hidden_states=pack(x),
-            timestep=self._timestep(sigma, _compute_dtype(x)),
+            timestep=self._unit_timestep(sigma, x),
             encoder_hidden_states=prompt_embeds,
-            txt_ids=text_ids(prompt_embeds.shape[1], x.device),
-            img_ids=image_ids(rows, columns, self.max_sequence_length, x.device),
+            txt_ids=_text_ids(prompt_embeds.shape[1], x.device),
+            img_ids=_image_ids(rows, columns, self.max_sequence_length, x.device),
             return_dict=False,
         )[0]
         return unpack(velocity, rows, columns)
@@ -94,17 +94,17 @@ class LongCatAdapter(Adapter):
         tokens = tokens * (lengths[0] / (lengths[1] + 1e-8)).clamp(max=1.0)
         return unpack(tokens, with_prompt.shape[2] // PATCH, with_prompt.shape[3] // PATCH)
 
-    def _timestep(self, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the pipeline hands over: rounded at its full scale first, in bfloat16 904.5 to 904.
 
-        The transformer multiplies by 1000 again in that type. From 0.9045 it would come to 908.
-        """
-        timestep: Tensor = sigma * self.pipeline.scheduler.config.num_train_timesteps
-        return timestep.to(dtype) / 1000
+def _text_ids(tokens: int, device: torch.device) -> Tensor:
+    """Positions of the text tokens, (T, 3): modality 0, then the token's number twice."""
+    number = torch.arange(tokens, device=device)
+    return torch.stack([torch.zeros_like(number), number, number], dim=-1)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    """The type the transformer works in; it is that of the pipeline's latents in sampling."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+def _image_ids(rows: int, columns: int, start: int, device: torch.device) -> Tensor:
+    """Positions of the image tokens, (rows * columns, 3): modality 1, row and column.
+
+    Both count from ``start``, behind the text.
+    """
+    row, column = grid_ids(rows, columns, device)
+    return torch.stack([torch.ones_like(row), row + start, column + start], dim=-1)

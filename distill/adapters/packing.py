@@ -26,20 +26,11 @@ def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
     return pixel_shuffle(tokens.transpose(1, 2).reshape(batch, channels, rows, columns), PATCH)
 
 
-def text_ids(tokens: int, device: torch.device) -> Tensor:
-    """Positions of the text tokens, (T, 3): modality 0, then the token's number twice."""
-    number = torch.arange(tokens, device=device)
-    return torch.stack([torch.zeros_like(number), number, number], dim=-1)
-
-
-def image_ids(rows: int, columns: int, start: int, device: torch.device) -> Tensor:
-    """Positions of the image tokens, (rows * columns, 3): modality 1, row and column.
-
-    Both count from ``start``, behind the text.
-    """
-    row = torch.arange(rows, device=device)[:, None].expand(rows, columns) + start
-    column = torch.arange(columns, device=device)[None].expand(rows, columns) + start
-    return torch.stack([torch.ones_like(row), row, column], dim=-1).flatten(0, 1)
+def grid_ids(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of every image token, (rows * columns,) both."""
+    row = torch.arange(rows, device=device)[:, None].expand(rows, columns)
+    column = torch.arange(columns, device=device)[None].expand(rows, columns)
+    return row.flatten(), column.flatten()
 
 
 class RotaryTables(nn.Module):

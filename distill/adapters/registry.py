@@ -12,6 +12,16 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
         "distill.adapters.longcat:LongCatAdapter",
         "export.architectures.longcat:LongCat",
     ),
+    "FluxPipeline": ("distill.adapters.flux:FluxAdapter", "export.architectures.flux:Flux"),
+}
+
+# Few-step pipelines whose steps are not Euler's along a velocity; each with what they are.
+OTHER_STEPS: dict[str, str] = {
+    "StableDiffusionPipeline": "predicts the noise of a variance-preserving diffusion (SD-Turbo)",
+    "StableDiffusionXLPipeline": "predicts the noise of a variance-preserving diffusion "
+    "(SDXL-Turbo, SDXL-Lightning)",
+    "LatentConsistencyModelPipeline": "takes consistency steps, which add noise after each (LCM)",
+    "SanaSprintPipeline": "is a TrigFlow, whose angles are no noise levels (Sana-Sprint)",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,3 +52,10 @@ class Architecture(ABC):
             if self.masks:
                 inputs[f"attention_mask_{k}"] = torch.zeros_like(ids)
         return inputs
+
+
+def eager(t5: nn.Module, dtype: torch.dtype) -> Any:
+    """A T5 for export: its position bias under ``scaled_dot_product_attention`` does not export."""
+    copy: Any = cast(t5, dtype)
+    copy.set_attn_implementation("eager")
+    return copy

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export.architectures.architecture import Architecture
+from export.architectures.architecture import Architecture, eager
 from export.precision import cast
 from export.tokenizers import PipelineTokenizer, padded
 
@@ -53,7 +53,8 @@ class Sd3TextEncoder(nn.Module):
         pipeline = adapter.pipeline
         clips = (pipeline.text_encoder, pipeline.text_encoder_2)
         self.clips = nn.ModuleList([cast(clip, dtype) for clip in clips])
-        self.t5 = _eager(pipeline.text_encoder_3, dtype)
+        t5 = pipeline.text_encoder_3
+        self.t5 = None if t5 is None else eager(t5, dtype)
         # Without a T5 the pipeline appends this many zero tokens of this width.
         self.zero_tokens = adapter.max_sequence_length
         self.width: int = pipeline.transformer.config.joint_attention_dim
@@ -73,15 +74,6 @@ class Sd3TextEncoder(nn.Module):
         missing = t5_embeds.shape[-1] - clip_embeds.shape[-1]
         clip_embeds = nn.functional.pad(clip_embeds, (0, missing))
         return torch.cat([clip_embeds, t5_embeds], dim=1), pooled
-
-
-def _eager(t5: Any, dtype: torch.dtype) -> Any:
-    """A T5 for export: its position bias under ``scaled_dot_product_attention`` does not export."""
-    if t5 is None:
-        return None
-    copy = cast(t5, dtype)
-    copy.set_attn_implementation("eager")
-    return copy
 
 
 def _crop(pos_embed: Any, height: int, width: int) -> Tensor:

@@ -116,7 +116,7 @@ def write_graph(
     folder = tmp_path_factory.mktemp("graphs")
 
     def write(student: Student, component: str, precision: str) -> Path:
-        path = folder / f"{student.adapter.name}-{precision}" / f"{component}.onnx"
+        path = folder / f"{student.name}-{precision}" / f"{component}.onnx"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             write_onnx(graph(component, student.architecture, PRECISIONS[precision]), path)

@@ -65,7 +65,7 @@ def break_a_weight(student: Path) -> None:
 
 
 def change_class(student: Path) -> None:
-    edit(student / "model_index.json", _class_name="FluxPipeline")
+    edit(student / "model_index.json", _class_name="PixArtAlphaPipeline")
 
 
 def change_scheduler(student: Path) -> None:
@@ -82,7 +82,7 @@ def edit(path: Path, **changes: object) -> None:
     [
         (truncate, "vae"),
         (break_a_weight, "weight norm_out.linear.weight has values that are not finite"),
-        (change_class, "FluxPipeline, not a flow-matching pipeline"),
+        (change_class, "PixArtAlphaPipeline, not a flow-matching pipeline"),
         (change_scheduler, "expected FlowMatchEulerDiscreteScheduler"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from pipelines import PROMPTS, tiny_sd3
+from pipelines import PROMPTS, tiny_flux, tiny_sd3
 from students import CARD
 
 from distill.adapters import Adapter, load_adapter
@@ -80,8 +80,8 @@ def test_dmd2_config(adapter: Adapter, timesteps: Any, expected: list[float]) ->
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"solver": "sde"}, "solver 'sde'.*Euler steps without guidance"),
-        ({"guidance_scale": 4.5}, "guidance_scale 4.5"),
+        ({"solver": "sde"}, "solver 'sde'.*Euler steps"),
+        ({"guidance_scale": 4.5}, "guidance_scale is 4.5; expected 0 or 1"),
         ({"denoising_timesteps": [500, 750]}, "as many denoising_timesteps, falling"),
         ({"num_inference_steps": None, "denoising_timesteps": None}, "needs num_inference_steps"),
     ],
@@ -95,12 +95,24 @@ def test_a_dmd2_config_that_is_not_served(
 
 
 def test_what_is_said_by_hand_comes_first(adapter: Adapter) -> None:
-    even = of(adapter, asked=parse_sampling(None, None, "even"))
+    even = of(adapter, asked=parse_sampling(None, None, "even", None))
     assert levels(adapter, even) == EVEN
     assert "--grid" in even.source
-    own = of(adapter, asked=parse_sampling(None, "1,0.4", None))
+    own = of(adapter, asked=parse_sampling(None, "1,0.4", None, None))
     assert levels(adapter, own) == [1.0, 2 / 3, 0.0]
-    assert of(adapter, asked=parse_sampling(6, None, None)).steps == 6
+    assert of(adapter, asked=parse_sampling(6, None, None, None)).steps == 6
+
+
+def test_a_guidance_embedding_is_told_its_scale(adapter: Adapter, tmp_path: Path) -> None:
+    dev = load_adapter(str(tiny_flux(tmp_path / "dev", guidance=True)))
+    assert of(dev).guidance == 3.5  # as diffusers does without being told
+    assert of(dev, card=CARD | {"guidance_scale": 4.5}).guidance == dev.guidance_scale == 4.5
+    assert of(dev, index={"dmd2_config": {"num_inference_steps": 4, "guidance_scale": 2}}) == (
+        Contract(4, "default", "dmd2_config in model_index.json says it", guidance=2.0)
+    )
+    assert "told guidance 7" in str(of(dev, asked=parse_sampling(None, None, None, 7)))
+    with pytest.raises(ExportError, match=r"--guidance 7: .* has no guidance embedding"):
+        of(adapter, asked=parse_sampling(None, None, None, 7))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +120,7 @@ def test_what_is_said_by_hand_comes_first(adapter: Adapter) -> None:
 )
 def test_what_is_said_wrongly_by_hand(steps: int | None, sigmas: str | None) -> None:
     with pytest.raises(ExportError, match="--s"):
-        parse_sampling(steps, sigmas, None)
+        parse_sampling(steps, sigmas, None, None)
 
 
 def draw(pipeline: Any, **options: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -11,6 +12,7 @@ from pipelines import tiny_longcat, tiny_sd3
 from safetensors.torch import load_file, save_file
 
 from distill.adapters import load_adapter
+from distill.adapters.registry import OTHER_STEPS
 from distill.errors import DistillError
 
 
@@ -61,12 +63,20 @@ def test_an_index_that_is_none(tmp_path: Path) -> None:
     assert "lists no scheduler and no text_encoder and" in refused(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "NoSuchPipeline", None])
+@pytest.mark.parametrize("name", ["PixArtAlphaPipeline", "NoSuchPipeline", None])
 def test_another_pipeline(folder: Path, name: str | None) -> None:
     edit(folder / "model_index.json", _class_name=name)
     message = refused(folder)
     assert f"is a {name}, not a flow-matching pipeline" in message
     assert "known pipelines: StableDiffusion3Pipeline, LongCatImagePipeline" in message
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_STEPS))
+def test_a_few_step_pipeline_of_other_steps(folder: Path, name: str) -> None:
+    edit(folder / "model_index.json", _class_name=name)
+    assert issubclass(getattr(diffusers, name), diffusers.DiffusionPipeline)
+    message = refused(folder)
+    assert f"is a {name}, which {OTHER_STEPS[name]}; this package takes flow matching" in message
 
 
 def test_a_scheduler_that_is_not_flow_matching(folder: Path) -> None:
