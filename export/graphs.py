@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill.adapters import Adapter, Condition
 from export.architectures.architecture import Architecture
-from export.precision import Precision, cast
+from export.precision import Precision
 from export.rewrites import rewrite
 
 # A protobuf file is built in memory and ends at 2 GiB; above this, weights go to NAME.onnx.data.
@@ -91,16 +91,13 @@ def graph(component: str, architecture: Architecture, precision: Precision) -> G
     if component == "vae_decoder":
         adapter = copy.copy(adapter)
         adapter.pipeline = copy.copy(adapter.pipeline)
-        adapter.pipeline.vae = cast(adapter.pipeline.vae, dtype)
+        adapter.pipeline.vae = architecture.vae(dtype)
         return Graph(Decoder(adapter), {"latents": latents}, ("image",), (picture,), opset)
     inputs = {"latents": latents, "sigma": torch.ones(2)}
-    dynamic = []
-    for name, each in condition.items():
-        text = each.dim() > 2
-        inputs[name] = torch.zeros_like(each[:, :7] if text else each)
-        dynamic.append({0: "batch", 1: "text"} if text else {0: "batch"})
+    inputs |= {name: torch.zeros_like(each) for name, each in condition.items()}
+    rows = {0: "batch"}  # texts have one length
     module = Velocity(adapter, architecture.transformer(dtype), list(condition), dtype)
-    return Graph(module, inputs, ("velocity",), (picture, {0: "batch"}, tuple(dynamic)), opset)
+    return Graph(module, inputs, ("velocity",), (picture, rows, (rows,) * len(condition)), opset)
 
 
 def write_onnx(graph: Graph, path: Path, inline_limit: int = INLINE_LIMIT) -> None:

@@ -16,13 +16,15 @@ Fields, all of them present unless said otherwise:
 - ``sizes`` (``WIDTHxHEIGHT``) that were verified, ``default_size``, ``default_steps``.
 - ``latents``: ``channels`` and ``downscale``, pixels per latent along a side.
 - ``contract``: the ``grid`` of sigmas (``even``, or the pipeline's ``default``), by number of
-  steps those that have ``own`` ones, and the ``source`` of both.
+  steps those that have ``own`` ones, the ``source`` of both and, with a guidance embedding, the
+  ``guidance`` that is in the graph.
 - ``sigmas``: by size, by number of steps, the shifted grid of ``steps + 1`` values.
 - ``tokenizers``, none if the text encoder was not exported: ``file``, ``sha256``, ``bytes``,
   ``length`` to cut and pad to, ``pad_id``, and ``quotation``: ``null`` if a prompt is tokenized
   whole with the file's own special tokens, ``"characters"`` if it is first split as
   ``cdm_serve.engine.quotation`` does, each piece tokenized without special tokens, the ids joined,
-  cut and padded on the right.
+  cut and padded on the right. ``template``: the texts before and behind each prompt, tokenized and
+  cut with it.
 - ``components``: ``text_encoder``, ``transformer``, ``vae_decoder``, or those that
   ``--components`` named (such an export is not for serving and has no ``config.pbtxt``). Each has
   ``file``, ``sha256``, ``bytes``, ``inputs`` and ``outputs`` (by name: ``dtype``, ``shape``,
@@ -78,6 +80,7 @@ def manifest(
             "length": tokenizer.length,
             "pad_id": tokenizer.pad_id,
             "quotation": "characters" if tokenizer.quotation else None,
+            "template": list(tokenizer.template),
         }
         for i, tokenizer in enumerate(plan.tokenizers(student))
     ]

@@ -29,6 +29,7 @@ PROMPTS = (
     "a sign that says 'Don't panic', \"狐 fox\" and \u2018it\u2019s “open”",
 )
 
+_MARK = "PROMPT"  # in no template
 
 Encoded = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Ids of one tokenizer and 1 where they are no padding, (B, L) both."""
@@ -42,12 +43,14 @@ class PipelineTokenizer:
         encode: the tokens exactly as the pipeline makes them.
         quotation: what stands in quotation marks is tokenized character by character, as
             ``cdm_serve.engine.quotation`` says.
+        template: text before and behind each prompt.
     """
 
     tokenizer: Any  # transformers.PreTrainedTokenizerBase
     length: int
     encode: Callable[[list[str]], Encoded]
     quotation: bool = False
+    template: tuple[str, str] = ("", "")
 
     @property
     def pad_id(self) -> int:
@@ -55,14 +58,36 @@ class PipelineTokenizer:
         return int(self.tokenizer.pad_token_id)
 
 
-def padded(tokenizer: Any, length: int) -> PipelineTokenizer:
-    """A tokenizer that the pipeline calls with prompts as they are, cut or padded to a length."""
+def padded(
+    tokenizer: Any, length: int, form: Callable[[str], str] = lambda prompt: prompt
+) -> PipelineTokenizer:
+    """A tokenizer that the pipeline calls with prompts as they are, cut or padded to a length.
+
+    ``form`` is what it puts around a prompt.
+    """
 
     def encode(prompts: list[str]) -> Encoded:
-        encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True)
+        texts = [form(prompt) for prompt in prompts]
+        encoded = tokenizer(texts, padding="max_length", max_length=length, truncation=True)
         return np.array(encoded.input_ids), np.array(encoded.attention_mask)
 
-    return PipelineTokenizer(tokenizer, length, encode)
+    before, _, behind = form(_MARK).partition(_MARK)
+    return PipelineTokenizer(tokenizer, length, encode, template=(before, behind))
+
+
+def chat(tokenizer: Any, length: int, thinking: bool) -> PipelineTokenizer:
+    """A tokenizer whose prompts are a user's message of a chat."""
+
+    def form(prompt: str) -> str:
+        text: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+        )
+        return text
+
+    return padded(tokenizer, length, form)
 
 
 def write_tokenizers(sources: list[PipelineTokenizer], folder: Path) -> list[Path]:
@@ -93,7 +118,7 @@ def _write(source: PipelineTokenizer, path: Path) -> None:
 
 
 def _check(source: PipelineTokenizer, path: Path) -> None:
-    file = TokenizerFile(path, source.length, source.pad_id, source.quotation)
+    file = TokenizerFile(path, source.length, source.pad_id, source.quotation, source.template)
     written, expected = PromptTokenizer((file,))(list(PROMPTS)), source.encode(list(PROMPTS))
     for i, prompt in enumerate(PROMPTS):
         found = (written.ids[0][i], written.masks[0][i])

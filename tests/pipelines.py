@@ -1,5 +1,6 @@
 """Tiny random pipelines of the real classes, with tokenizers made offline."""
 
+from math import log
 from pathlib import Path
 
 import torch
@@ -7,11 +8,17 @@ from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
     AutoencoderKL,
+    AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
@@ -24,6 +31,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -32,6 +41,12 @@ from transformers import (
 )
 
 TEXT_LENGTH = 24
+# Of Qwen3's own template what one message of a user meets.
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
 PROMPTS = ["a fox in the snow", "an owl", "two cats on a red background", "a dog", "a pig"]
 
 
@@ -174,6 +189,77 @@ def tiny_flux(folder: Path | str, seed: int = 0, guidance: bool = False) -> Path
     return Path(folder)
 
 
+def tiny_klein(folder: Path | str, seed: int = 0) -> Path:
+    """Save a random Flux2KleinPipeline: 64x64 px, latents 16x8x8, 64 image tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKLFlux2(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        # As trained; the initial 0 and 1 would hide a statistic that is left out.
+        vae.bn.running_mean.normal_()
+        vae.bn.running_var.uniform_(0.5, 2.0)
+        pipeline = Flux2KleinPipeline(
+            transformer=Flux2Transformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=3 * 16,
+                guidance_embeds=False,
+                axes_dims_rope=[4, 4, 4, 4],
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+            vae=vae,
+            text_encoder=_qwen3(layers=28),
+            tokenizer=_qwen_tokenizer(CHAT),
+        )
+    pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
+def tiny_qwen_image(folder: Path | str, seed: int = 0) -> Path:
+    """Save a random QwenImagePipeline: 64x64 px, latents 4x16x16, 64 image tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = QwenImagePipeline(
+            transformer=QwenImageTransformer2DModel(
+                in_channels=16,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                axes_dims_rope=[4, 4, 8],
+            ),
+            # Of the Lightning LoRAs: a shift of 3 at every size.
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=True, base_shift=log(3), max_shift=log(3)
+            ),
+            vae=AutoencoderKLQwenImage(
+                base_dim=8,
+                z_dim=4,
+                dim_mult=[1, 2, 2],
+                num_res_blocks=1,
+                temperal_downsample=[False, True],
+                latents_mean=[-0.7, 0.1, 0.9, 0.4],
+                latents_std=[2.8, 1.4, 0.7, 1.1],
+            ),
+            text_encoder=_qwen(),
+            tokenizer=_qwen_tokenizer(),
+        )
+    pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
 def _vae(channels: int, scaling_factor: float, shift_factor: float | None) -> AutoencoderKL:
     """Four pixels a side to a latent one."""
     return AutoencoderKL(
@@ -235,7 +321,7 @@ def _t5() -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def _qwen_tokenizer() -> Qwen2Tokenizer:
+def _qwen_tokenizer(chat_template: str | None = None) -> Qwen2Tokenizer:
     """Byte-level BPE without merges; pads with id 256."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     vocab = [*sorted(ByteLevel.alphabet()), *special]
@@ -243,7 +329,23 @@ def _qwen_tokenizer() -> Qwen2Tokenizer:
         vocab={token: i for i, token in enumerate(vocab)},
         merges=[],
         extra_special_tokens=special[1:],
+        chat_template=chat_template,
     )
+
+
+def _qwen3(layers: int) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=259,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=1024,
+        pad_token_id=256,
+    )
+    return Qwen3ForCausalLM(config).eval()
 
 
 def _qwen() -> Qwen2_5_VLForConditionalGeneration:

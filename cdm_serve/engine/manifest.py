@@ -22,12 +22,14 @@ class TokenizerFile:
     """One ``tokenizers`` file; prompts are cut or padded to ``length`` ids.
 
     With ``quotation`` a prompt is first split as ``pieces`` does, and special tokens stay out.
+    ``template`` is the text before and behind each prompt, cut with it.
     """
 
     path: Path
     length: int
     pad_id: int
     quotation: bool = False
+    template: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def _tokenizer(entry: dict[str, Any], folder: Path) -> TokenizerFile:
     if quotation not in (None, "characters"):
         raise ValueError(f"tokenizer rule quotation {quotation!r} is unknown")
     path, length, pad_id = folder / entry["file"], int(entry["length"]), int(entry["pad_id"])
-    return TokenizerFile(path, length, pad_id, quotation is not None)
+    before, behind = entry.get("template") or ("", "")
+    return TokenizerFile(path, length, pad_id, quotation is not None, (before, behind))
 
 
 def _entries(data: dict[str, Any]) -> list[FileEntry]:

@@ -48,7 +48,8 @@ class _FileTokenizer:
         if self._file.quotation:
             rows = [self._piecewise(prompt) for prompt in prompts]
         else:
-            batch = self._tokenizer.encode_batch(prompts)
+            before, behind = self._file.template
+            batch = self._tokenizer.encode_batch([before + each + behind for each in prompts])
             rows = [(row.ids, row.attention_mask) for row in batch]
         ids, masks = zip(*rows, strict=True)
         return np.array(ids, dtype=np.int64), np.array(masks, dtype=np.int64)

@@ -114,9 +114,14 @@ class Adapter(ABC):
         return int(self.pipeline.default_sample_size * self.pipeline.vae_scale_factor)
 
     @property
+    def downscale(self) -> int:
+        """Pixels a side of a latent."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @property
     def multiple(self) -> int:
         """Pixels a side that the VAE and the patches divide a size by."""
-        return int(self.pipeline.vae_scale_factor) * self._patch_size
+        return self.downscale * self._patch_size
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of one picture's latents, for a size in pixels.
@@ -124,8 +129,7 @@ class Adapter(ABC):
         Raises:
             DistillError: the size is no multiple of ``multiple``.
         """
-        downscale: int = self.pipeline.vae_scale_factor
-        multiple = self.multiple
+        downscale, multiple = self.downscale, self.multiple
         if height <= 0 or width <= 0 or height % multiple or width % multiple:
             raise DistillError(
                 f"size {width}x{height}: width and height must be positive multiples of {multiple}"
@@ -156,8 +160,9 @@ class Adapter(ABC):
 
     def _grid(self, height: int, width: int, **choice: Any) -> Tensor:
         scheduler = copy.copy(self.pipeline.scheduler)  # set_timesteps only rebinds attributes
+        steps = choice.get("num_inference_steps") or len(choice["sigmas"])
         with np.errstate(divide="ignore"):  # a dynamic shift finds its 0 for sigma 0 by 1 / 0
-            scheduler.set_timesteps(mu=self._dynamic_shift(height, width), **choice)
+            scheduler.set_timesteps(mu=self._dynamic_shift(height, width, steps), **choice)
         sigmas: Tensor = scheduler.sigmas
         return sigmas
 
@@ -198,16 +203,16 @@ class Adapter(ABC):
         grid: Grid = "even",
     ) -> Any:
         """The pipeline's own picture by ``steps`` steps, as PIL, without guidance by two passes."""
+        options = {"guidance_scale": self.guidance_scale} | self._options
         return self.pipeline(
             prompt=prompt,
             height=height,
             width=width,
             num_inference_steps=steps,
             sigmas=None if grid == "default" else _given(steps, grid),
-            guidance_scale=self.guidance_scale,
             generator=generator,
             output_type="pil",
-            **self._options,
+            **options,
         ).images[0]
 
     def _unit_timestep(self, sigma: Tensor, x: Tensor) -> Tensor:
@@ -219,7 +224,7 @@ class Adapter(ABC):
         timestep: Tensor = sigma * self.pipeline.scheduler.config.num_train_timesteps
         return timestep.to(_compute_dtype(x)) / 1000
 
-    def _dynamic_shift(self, height: int, width: int) -> float:
+    def _dynamic_shift(self, height: int, width: int, steps: int) -> float:
         """The exponent ``mu`` for a size; a scheduler of constant shift does not look at it."""
         _, h, w = self.latent_shape(height, width)
         config = self.pipeline.scheduler.config

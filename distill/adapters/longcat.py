@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distill.adapters.adapter import Adapter
 from distill.adapters.condition import Condition
+from distill.adapters.language import without_logits
 from distill.adapters.packing import PATCH, grid_ids, pack, unpack
 from distill.errors import DistillError
 
@@ -58,14 +59,8 @@ class LongCatAdapter(Adapter):
             text_processor=None,
             transformer=None,
         )
-        # The language model would answer each of the tokens out of 150,000, for nothing.
-        hook = text.text_encoder.register_forward_pre_hook(
-            lambda _, args, kwargs: (args, kwargs | {"logits_to_keep": 1}), with_kwargs=True
-        )
-        try:
+        with without_logits(text.text_encoder):
             prompt_embeds, _ = text.encode_prompt(prompts)
-        finally:
-            hook.remove()
         return Condition({"prompt_embeds": prompt_embeds})
 
     def empty_condition(self, rows: int) -> Condition:

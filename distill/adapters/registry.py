@@ -13,6 +13,14 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
         "export.architectures.longcat:LongCat",
     ),
     "FluxPipeline": ("distill.adapters.flux:FluxAdapter", "export.architectures.flux:Flux"),
+    "Flux2KleinPipeline": (
+        "distill.adapters.flux2:Flux2KleinAdapter",
+        "export.architectures.flux2:Flux2Klein",
+    ),
+    "QwenImagePipeline": (
+        "distill.adapters.qwen_image:QwenImageAdapter",
+        "export.architectures.qwen_image:QwenImage",
+    ),
 }
 
 # Few-step pipelines whose steps are not Euler's along a velocity; each with what they are.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.adapters.packing import PATCH, RotaryTables
 from export.architectures.architecture import Architecture
+from export.architectures.language import last_hidden
 from export.precision import cast
 from export.tokenizers import Encoded, PipelineTokenizer
 
@@ -81,14 +82,8 @@ class LongCatTextEncoder(nn.Module):
         prefix, suffix = self.prefix.expand(rows, -1), self.suffix.expand(rows, -1)
         ids = torch.cat([prefix, input_ids, suffix], dim=1)
         mask = torch.cat([torch.ones_like(prefix), attention_mask, torch.ones_like(suffix)], dim=1)
-        length = ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-        seen = causal & mask[:, None, None, :].bool()  # (B, 1, L, L): no padding, nothing ahead
-        # transformers' own mask making does not pass through the exporter. A sliding window is
-        # longer than this text.
-        masks = {"full_attention": seen, "sliding_attention": seen}
-        hidden = self.language_model(input_ids=ids, attention_mask=masks, use_cache=False)
-        embeds: Tensor = hidden.last_hidden_state[:, prefix.shape[1] : length - suffix.shape[1]]
+        hidden = last_hidden(self.language_model, ids, mask)
+        embeds = hidden[:, prefix.shape[1] : ids.shape[1] - suffix.shape[1]]
         return (embeds.float(),)
 
 

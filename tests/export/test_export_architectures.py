@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pipelines import tiny_flux
+from pipelines import tiny_flux, tiny_klein, tiny_qwen_image
 from students import plan_of, verified, write_card
 
 from export.student import Student, load_student
@@ -12,20 +13,26 @@ from export.tokenizers import write_tokenizers
 
 WriteGraph = Callable[[Student, str, str], Path]
 
+# What makes the pipeline, and what the student's card says.
+MADE: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "flux": (tiny_flux, {"architecture": "flux"}),
+    "flux-dev": (
+        lambda folder: tiny_flux(folder, guidance=True),
+        {"architecture": "flux", "guidance_scale": 3.5},
+    ),
+    "klein": (tiny_klein, {"architecture": "flux2-klein", "max_sequence_length": 60}),
+    "qwen-image": (tiny_qwen_image, {"architecture": "qwen-image", "max_sequence_length": 350}),
+}
+FIRST, *OTHERS = MADE
 
-def _flux(folder: Path) -> Student:
-    return load_student(write_card(tiny_flux(folder), name="flux", architecture="flux"))
 
-
-def _flux_dev(folder: Path) -> Student:
-    card = {"name": "flux-dev", "architecture": "flux", "guidance_scale": 3.5}
-    return load_student(write_card(tiny_flux(folder, guidance=True), **card))
-
-
-@pytest.fixture(scope="module", params=[_flux, _flux_dev], ids=lambda make: make.__name__[1:])
+@pytest.fixture(
+    scope="module", params=[FIRST, *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)]
+)
 def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Student:
-    made: Student = request.param(tmp_path_factory.mktemp("student") / "folder")
-    return made
+    make, card = MADE[request.param]
+    folder = make(tmp_path_factory.mktemp("student") / "folder")
+    return load_student(write_card(folder, name=request.param, **card))
 
 
 def test_every_component_and_whole_pictures_equal_diffusers(

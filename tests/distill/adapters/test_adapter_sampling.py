@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 from auraflow import REGISTRY_LINE
-from pipelines import tiny_auraflow, tiny_flux, tiny_longcat, tiny_sd3
+from pipelines import (
+    tiny_auraflow,
+    tiny_flux,
+    tiny_klein,
+    tiny_longcat,
+    tiny_qwen_image,
+    tiny_sd3,
+)
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import ModuleList
 
@@ -19,12 +26,17 @@ PROMPTS = ["a fox in the snow", "a sign that says 'two owls'"]
 SIGMAS = [1.0, 0.75, 0.5, 0.25]
 # FLUX.1's own guidance is an input of the network; this is the one by a second pass.
 GUIDED = {
+    "qwen-image": {"true_cfg_scale": 4.5, "negative_prompt": ["", ""]},
     "flux": {"true_cfg_scale": 4.5, "negative_prompt": ["", ""], "guidance_scale": 3.5},
 }
 SIZES = [(64, 64), (64, 96), (104, 40)]  # the last has 13 by 5 patches
 
 
-@pytest.fixture(scope="module", params=["sd3", "sd3.5", "longcat", "auraflow", "flux", "flux-dev"])
+PADDED = {"qwen-image"}
+PIPELINES = ("sd3", "sd3.5", "longcat", "auraflow", "flux", "flux-dev", "klein", "qwen-image")
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
 def loaded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Adapter, dict[str, Any]]:
@@ -42,6 +54,12 @@ def loaded(
         folder = tiny_flux(folder, guidance=request.param == "flux-dev")
         adapter = load_adapter(str(folder), max_sequence_length=20)
         arguments = {"max_sequence_length": 20}
+    elif request.param == "klein":
+        adapter = load_adapter(str(tiny_klein(folder)), max_sequence_length=60)
+        arguments = {"max_sequence_length": 60}
+    elif request.param == "qwen-image":
+        adapter = load_adapter(str(tiny_qwen_image(folder)), max_sequence_length=350)
+        arguments = {"max_sequence_length": 350, "guidance_scale": None, "true_cfg_scale": 1.0}
     else:
         newer = request.param == "sd3.5"
         length = 16 if newer else 0
@@ -58,20 +76,19 @@ def adapter(loaded: tuple[Adapter, dict[str, Any]]) -> Adapter:
 
 
 @pytest.mark.parametrize("height, width", SIZES)
-def test_four_steps_are_the_pipelines_picture_bit_for_bit(
+def test_four_steps_are_the_pipelines_picture(
     loaded: tuple[Adapter, dict[str, Any]], height: int, width: int
 ) -> None:
     adapter, arguments = loaded
     expected = adapter.pipeline(
-        PROMPTS,
+        prompt=PROMPTS,
         height=height,
         width=width,
         num_inference_steps=4,
         sigmas=SIGMAS,
-        guidance_scale=adapter.guidance_scale,
+        **{"guidance_scale": adapter.guidance_scale, **arguments},
         generator=torch.Generator().manual_seed(3),
         output_type="pt",
-        **arguments,
     ).images
 
     shape = (2, *adapter.latent_shape(height, width))
@@ -84,8 +101,9 @@ def test_four_steps_are_the_pipelines_picture_bit_for_bit(
     )
     pictures = (adapter.decode(latents) * 0.5 + 0.5).clamp(0, 1)
     assert pictures.shape == (2, 3, height, width)
-    assert torch.equal(pictures, expected)
-    assert pictures.std() > 0.1
+    # Where the pipeline pads to the longest prompt and we to one length, sums are in other order.
+    torch.testing.assert_close(pictures, expected, rtol=0, atol=1e-5 * (adapter.name in PADDED))
+    assert pictures.std() > 0.05
     assert not torch.allclose(latents, noise, atol=0.1)
 
 
@@ -116,28 +134,27 @@ def test_pictures_are_encoded_as_the_vae_decodes_them(adapter: Adapter) -> None:
     pictures = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = adapter.encode_pictures(pictures)
     assert latents.shape == (2, *adapter.latent_shape(64, 96)) and latents.dtype == torch.float32
+    frames = (-1, 3, 1, 64, 96) if adapter.name == "qwen-image" else (-1, 3, 64, 96)
     with torch.no_grad():
-        expected = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+        expected = vae.decode(vae.encode(pictures.reshape(frames)).latent_dist.mean).sample
+    expected = expected.reshape(pictures.shape)
     torch.testing.assert_close(adapter.decode(latents), expected, rtol=0, atol=1e-5)
 
 
-def test_guided_steps_are_the_pipelines_latents(
+def test_guided_steps_are_the_pipelines_picture(
     loaded: tuple[Adapter, dict[str, Any]],
 ) -> None:
     adapter, arguments = loaded
     expected = adapter.pipeline(
-        PROMPTS,
+        prompt=PROMPTS,
         height=64,
         width=96,
         num_inference_steps=4,
         sigmas=SIGMAS,
-        **GUIDED.get(adapter.name, {"guidance_scale": 4.5}),
+        **(arguments | GUIDED.get(adapter.name, {"guidance_scale": 4.5})),
         generator=torch.Generator().manual_seed(3),
-        output_type="latent",
-        **arguments,
+        output_type="pt",
     ).images
-    if expected.dim() == 3:
-        expected = adapter.pipeline._unpack_latents(expected, 64, 96, 4)
 
     condition, null = adapter.encode(PROMPTS), adapter.encode(["", ""])
 
@@ -150,7 +167,8 @@ def test_guided_steps_are_the_pipelines_latents(
     shape = (2, *adapter.latent_shape(64, 96))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     latents = sample(guided, noise, adapter.sigmas(4, 64, 96), condition)
-    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+    pictures = (adapter.decode(latents) * 0.5 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(pictures, expected, rtol=0, atol=1e-5)
 
 
 def test_one_batch_of_two_prompts_equals_two_batches(adapter: Adapter) -> None:
@@ -203,7 +221,9 @@ def test_the_teacher_trains_with_checkpointing(adapter: Adapter) -> None:
         first = next(each for each in transformer.children() if isinstance(each, ModuleList))[0]
         hook = first.register_forward_pre_hook(lambda block, _, blocks=blocks: blocks.append(block))
         velocity = adapter.velocity(transformer, x, torch.tensor([0.9, 0.2]), condition)
-        gradients.append(torch.autograd.grad(velocity.square().mean(), transformer.parameters()))
+        loss, weights = velocity.square().mean(), [*transformer.parameters()]
+        # Of the last block the text is not used any more.
+        gradients.append(torch.autograd.grad(loss, weights, materialize_grads=True))
         hook.remove()
         assert len(blocks) == 1 + checkpointing  # the second time in the backward pass
     transformer.disable_gradient_checkpointing()
