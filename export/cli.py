@@ -94,7 +94,11 @@ def _request(arguments: argparse.Namespace) -> Request:
         level=arguments.verify,
         loras=loras,
         sampling=parse_sampling(
-            arguments.steps, arguments.sigmas, arguments.grid, arguments.guidance
+            arguments.steps,
+            arguments.sigmas,
+            arguments.grid,
+            arguments.guidance,
+            arguments.shift,
         ),
     )
 
@@ -166,6 +170,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("even", "default"),
         help="sigmas of every other number of steps: 1, 1 - 1/N, ..., or those that diffusers "
         "takes without sigmas (default: the student's)",
+    )
+    parser.add_argument(
+        "--shift",
+        type=float,
+        metavar="S",
+        help="shift sigmas by this at every size, as some LoRAs want (default: the scheduler's)",
     )
     parser.add_argument(
         "--guidance",

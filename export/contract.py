@@ -26,6 +26,9 @@ WELL_KNOWN = {
     "stabilityai/stable-diffusion-3.5-large-turbo": (4, "default"),
     "tensorart/stable-diffusion-3.5-medium-turbo": (8, "default"),
     "black-forest-labs/flux.1-schnell": (4, "default"),
+    "black-forest-labs/flux.2-klein-4b": (4, "default"),
+    # Its card says 9, the last of which goes nowhere.
+    "tongyi-mai/z-image-turbo": (8, "default"),
 }
 _SOLVERS = (None, "euler", "ode")
 
@@ -80,6 +83,8 @@ def contract(
                 f"--guidance {asked.guidance}: {folder} has no guidance embedding; leave it out"
             )
         adapter.guidance_scale = asked.guidance
+    if asked.shift is not None:
+        adapter.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=asked.shift)
     if adapter.guidance_embedding:
         found = replace(found, guidance=adapter.guidance_scale)
     said = [f"--{name}" for name, value in vars(asked).items() if value is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +55,7 @@ class Sampling:
     sigmas: tuple[float, ...] | None = None
     grid: GridName | None = None
     guidance: float | None = None
+    shift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,22 @@ def parse_sizes(text: str) -> tuple[Size, ...]:
 
 
 def parse_sampling(
-    steps: int | None, sigmas: str | None, grid: GridName | None, guidance: float | None
+    steps: int | None = None,
+    sigmas: str | None = None,
+    grid: GridName | None = None,
+    guidance: float | None = None,
+    shift: float | None = None,
 ) -> Sampling:
-    """Read ``--steps``, ``--sigmas 1,0.75,0.5,0.25``, ``--grid`` and ``--guidance``.
+    """Read ``--steps``, ``--sigmas 1,0.75,0.5,0.25``, ``--grid``, ``--guidance`` and ``--shift``.
 
     Raises:
-        ExportError: no steps, or sigmas that are not as many or do not fall from 1 towards 0.
+        ExportError: no steps, no positive shift, or sigmas that are not as many or do not fall from
+            1 towards 0.
     """
     if steps is not None and steps < 1:
         raise ExportError(f"--steps {steps}: at least one step makes a picture")
+    if shift is not None and not 0 < shift < inf:
+        raise ExportError(f"--shift {shift}: expected a positive number, such as 3")
     given = None
     if sigmas is not None:
         try:
@@ -119,7 +128,7 @@ def parse_sampling(
             )
         if steps not in (None, len(given)):
             raise ExportError(f"--sigmas has {len(given)} numbers and --steps is {steps}")
-    return Sampling(steps, given, grid, guidance)
+    return Sampling(steps, given, grid, guidance, shift)
 
 
 def parse_lora(text: str) -> Lora:

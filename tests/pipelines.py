@@ -21,8 +21,11 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -255,6 +258,35 @@ def tiny_qwen_image(folder: Path | str, seed: int = 0) -> Path:
             ),
             text_encoder=_qwen(),
             tokenizer=_qwen_tokenizer(),
+        )
+    pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
+def tiny_z_image(folder: Path | str, seed: int = 0) -> Path:
+    """Save a random ZImagePipeline: 64x64 px, latents 4x16x16, 64 image tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[4, 4, 8],
+            axes_lens=[1024, 64, 64],
+        )
+        # As trained; zeros would hide which tokens fill up.
+        nn.init.normal_(transformer.x_pad_token)
+        nn.init.normal_(transformer.cap_pad_token)
+        pipeline = ZImagePipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=_vae(channels=4, scaling_factor=0.3611, shift_factor=0.1159),
+            text_encoder=_qwen3(layers=3),
+            tokenizer=_qwen_tokenizer(CHAT),
         )
     pipeline.save_pretrained(folder)
     return Path(folder)

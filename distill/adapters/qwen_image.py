@@ -113,7 +113,8 @@ class QwenImageAdapter(Adapter):
         vae = self.pipeline.vae
         mode = vae.encode(pictures.to(vae.dtype)[:, :, None]).latent_dist.mode()[:, :, 0]
         mean, inverse = self._statistics(pictures.device)
-        return ((mode - mean) * inverse).float()
+        latents: Tensor = ((mode - mean) * inverse).float()
+        return latents
 
     def _statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and inverse deviation of the latents, (1, C, 1, 1) each, in the VAE's type."""

@@ -17,6 +17,10 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
         "distill.adapters.flux2:Flux2KleinAdapter",
         "export.architectures.flux2:Flux2Klein",
     ),
+    "ZImagePipeline": (
+        "distill.adapters.z_image:ZImageAdapter",
+        "export.architectures.z_image:ZImage",
+    ),
     "QwenImagePipeline": (
         "distill.adapters.qwen_image:QwenImageAdapter",
         "export.architectures.qwen_image:QwenImage",

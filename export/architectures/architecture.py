@@ -34,13 +34,14 @@ class Architecture(ABC):
         Like ``transformer`` a copy with weights in ``dtype`` that torch's exporter understands.
         """
 
-    def transformer(self, dtype: torch.dtype) -> Any:
+    def transformer(self, dtype: torch.dtype) -> nn.Module:
         """The adapter's transformer as a copy for export, for the adapter's ``velocity``."""
         return cast(self.adapter.transformer, dtype)
 
     def vae(self, dtype: torch.dtype) -> nn.Module:
         """The pipeline's VAE as a copy for export, for the adapter's ``decode``."""
-        return cast(self.pipeline.vae, dtype)
+        vae: nn.Module = self.pipeline.vae
+        return cast(vae, dtype)
 
     @property
     def longest_side(self) -> int | None:

@@ -19,3 +19,11 @@ class Turns:
     def unsqueeze(self, axis: int) -> Tensor:
         """The complex numbers with one more axis, of those in front."""
         return torch.view_as_complex(self.pairs.unsqueeze(axis))
+
+    def unflatten(self, axis: int, sizes: tuple[int, ...]) -> Turns:
+        """One of the axes in front as several."""
+        return Turns(torch.unflatten(self.pairs, axis, sizes))
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Turns:
+        """A part, of the axes in front."""
+        return Turns(self.pairs[index])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipelines import tiny_flux, tiny_klein, tiny_qwen_image
+from pipelines import tiny_flux, tiny_klein, tiny_qwen_image, tiny_z_image
 from students import plan_of, verified, write_card
 
 from export.student import Student, load_student
@@ -22,6 +22,10 @@ MADE: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     ),
     "klein": (tiny_klein, {"architecture": "flux2-klein", "max_sequence_length": 60}),
     "qwen-image": (tiny_qwen_image, {"architecture": "qwen-image", "max_sequence_length": 350}),
+    "z-image": (
+        tiny_z_image,
+        {"architecture": "z-image", "guidance_scale": 0.0, "max_sequence_length": 96},
+    ),
 }
 FIRST, *OTHERS = MADE
 

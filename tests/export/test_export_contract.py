@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from pipelines import PROMPTS, tiny_flux, tiny_sd3
+from pipelines import PROMPTS, tiny_flux, tiny_qwen_image, tiny_sd3
 from students import CARD
 
 from distill.adapters import Adapter, load_adapter
@@ -95,12 +95,12 @@ def test_a_dmd2_config_that_is_not_served(
 
 
 def test_what_is_said_by_hand_comes_first(adapter: Adapter) -> None:
-    even = of(adapter, asked=parse_sampling(None, None, "even", None))
+    even = of(adapter, asked=parse_sampling(grid="even"))
     assert levels(adapter, even) == EVEN
     assert "--grid" in even.source
-    own = of(adapter, asked=parse_sampling(None, "1,0.4", None, None))
+    own = of(adapter, asked=parse_sampling(sigmas="1,0.4"))
     assert levels(adapter, own) == [1.0, 2 / 3, 0.0]
-    assert of(adapter, asked=parse_sampling(6, None, None, None)).steps == 6
+    assert of(adapter, asked=parse_sampling(6)).steps == 6
 
 
 def test_a_guidance_embedding_is_told_its_scale(adapter: Adapter, tmp_path: Path) -> None:
@@ -110,9 +110,23 @@ def test_a_guidance_embedding_is_told_its_scale(adapter: Adapter, tmp_path: Path
     assert of(dev, index={"dmd2_config": {"num_inference_steps": 4, "guidance_scale": 2}}) == (
         Contract(4, "default", "dmd2_config in model_index.json says it", guidance=2.0)
     )
-    assert "told guidance 7" in str(of(dev, asked=parse_sampling(None, None, None, 7)))
+    assert "told guidance 7" in str(of(dev, asked=parse_sampling(guidance=7)))
     with pytest.raises(ExportError, match=r"--guidance 7: .* has no guidance embedding"):
-        of(adapter, asked=parse_sampling(None, None, None, 7))
+        of(adapter, asked=parse_sampling(guidance=7))
+
+
+def test_a_shift_said_by_hand_is_that_of_every_size(tmp_path: Path) -> None:
+    """Qwen-Image under a Lightning LoRA, whose scheduler stretches by size and to an end."""
+    folder = tiny_qwen_image(tmp_path / "qwen-image")
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, shift_terminal=0.02
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    adapter = load_adapter(str(folder))
+    found = of(adapter, asked=parse_sampling(4, shift=3.0))
+    assert levels(adapter, found) == EVEN
+    with pytest.raises(ExportError, match="--shift 0: expected a positive number"):
+        parse_sampling(shift=0)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +134,7 @@ def test_a_guidance_embedding_is_told_its_scale(adapter: Adapter, tmp_path: Path
 )
 def test_what_is_said_wrongly_by_hand(steps: int | None, sigmas: str | None) -> None:
     with pytest.raises(ExportError, match="--s"):
-        parse_sampling(steps, sigmas, None, None)
+        parse_sampling(steps, sigmas)
 
 
 def draw(pipeline: Any, **options: Any) -> Any:

@@ -41,7 +41,7 @@ def test_what_serving_reads(manifest: dict[str, Any]) -> None:
         "transformer": {
             "latents": ["batch", 4, "height", "width"],
             "sigma": ["batch"],
-            "prompt_embeds": ["batch", "text", 72],
+            "prompt_embeds": ["batch", 40, 72],
             "pooled": ["batch", 64],
             "velocity": ["batch", 4, "2*((height//2))", "2*((width//2))"],
         },
