@@ -114,6 +114,16 @@ def _event(plan: Plan, event: Preview | Made) -> dict[str, Any]:
     }
 
 
+def preview_facts(preview: Preview) -> dict[str, Any]:
+    """A ``JobPreview``."""
+    return {
+        "image_index": preview.number,
+        "partial_image_index": preview.index,
+        "step": preview.step,
+        "b64_json": base64.b64encode(preview.file).decode(),
+    }
+
+
 def _facts(plan: Plan) -> dict[str, str]:
     """What answers and events alike say of their pictures."""
     return {

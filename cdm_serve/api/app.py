@@ -16,6 +16,7 @@ from cdm_serve.api.errors import install_handlers
 from cdm_serve.api.files import FileStore, files_router
 from cdm_serve.api.generation import ImageGenerator
 from cdm_serve.api.images import Images
+from cdm_serve.api.jobs import Jobs
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.middleware import RequestMiddleware
 from cdm_serve.api.models import models_router
@@ -27,7 +28,7 @@ from cdm_serve.settings import Settings
 RATES = [f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in RATED]
 # Of an answer to another origin, pages read only the headers that are named.
 EXPOSED = [
-    *("x-request-id", "retry-after", "retry-after-ms", "x-should-retry"),
+    *("x-request-id", "location", "retry-after", "retry-after-ms", "x-should-retry"),
     *("x-seed", "x-steps", "x-receipt", "x-warnings", *RATES),
 ]
 
@@ -41,6 +42,7 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
     admission = Admission(settings.queue_seconds)
     limits = RateLimits(settings.requests_per_minute, settings.images_per_minute)
     store = FileStore(settings.url_bytes, settings.url_seconds)
+    jobs = Jobs(store, settings.public_url)
     images = Images(
         settings=settings,
         backend=backend,
@@ -50,9 +52,11 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
             backend, executor, metrics, settings.retry_seconds, embed_prompt=settings.embed_prompt
         ),
         store=store,
+        jobs=jobs,
         metrics=metrics,
     )
     app.include_router(images.router())
+    app.include_router(jobs.router())
     app.include_router(files_router(store))
     app.include_router(models_router(backend, int(time.time()), settings.alias))
     app.include_router(operations_router(backend, metrics, State(backend, admission, store)))

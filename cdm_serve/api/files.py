@@ -66,10 +66,9 @@ class FileStore:
         return self._files.get(name)
 
 
-def file_url(request: Request, public_url: str | None, name: str) -> str:
-    """The link to a stored file, as the client reaches this server."""
-    base = public_url or str(request.base_url)
-    return f"{base.rstrip('/')}{ROUTE}/{name}"
+def public_address(request: Request, public_url: str | None, path: str) -> str:
+    """The whole address of a path, as the client reaches this server."""
+    return (public_url or str(request.base_url)).rstrip("/") + path
 
 
 def files_router(store: FileStore) -> APIRouter:

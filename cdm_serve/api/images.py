@@ -14,8 +14,10 @@ from cdm_serve.api.admission import Admission, PictureCost, Ticket
 from cdm_serve.api.answer import EventStream, image_answer, raw_answer
 from cdm_serve.api.auth import RateLimits
 from cdm_serve.api.errors import documented
-from cdm_serve.api.files import FileStore, file_url
+from cdm_serve.api.files import ROUTE as FILES
+from cdm_serve.api.files import FileStore, public_address
 from cdm_serve.api.generation import ImageGenerator
+from cdm_serve.api.jobs import Jobs, JobState, prefers_job
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.plan import Made, Plan
 from cdm_serve.api.reading import Notes, json_fields, read_request
@@ -44,6 +46,7 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
             "text/event-stream": {"schema": {"type": "string"}},
         },
     },
+    202: {"model": JobState, "description": "Prefer: respond-async; ask at Location for the rest"},
     **documented(400, 401, 404, 408, 413, 429, 500, 503, 504),
 }
 
@@ -60,6 +63,7 @@ class Images:
     admission: Admission
     generator: ImageGenerator
     store: FileStore
+    jobs: Jobs
     metrics: Metrics
 
     def router(self) -> APIRouter:
@@ -90,9 +94,11 @@ class Images:
         return router
 
     def _admit(self, body: ImageRequest, notes: Notes, request: Request) -> tuple[Plan, Ticket]:
-        allowed = seconds_allowed(request.headers, stream=bool(body.stream))
+        later = prefers_job(request)
+        allowed = seconds_allowed(request.headers, stream=bool(body.stream), later=later)
         accept = request.headers.get("accept", "*/*")
-        plan = make_plan(body, notes, accept, self.backend.models, self.settings, allowed)
+        models = self.backend.models
+        plan = make_plan(body, notes, accept, models, self.settings, allowed, later=later)
         cost = PictureCost.of(plan.model.costs, plan.size, plan.steps, plan.partials)
         with self.metrics.counting_shed():
             ticket = self.admission.admit(cost, len(plan.seeds), allowed)
@@ -109,6 +115,8 @@ class Images:
             # Waited for, so that what fails before there is anything to show has its own status.
             first = await unless_client_leaves(request, anext(events))
             return EventStream(plan, first, events)
+        if prefers_job(request) and not plan.raw:
+            return self.jobs.start(plan, ticket, events, request)
 
         async def collect() -> list[Made]:
             async with aclosing(events):
@@ -119,7 +127,8 @@ class Images:
         if plan.raw:
             return raw_answer(plan, pictures[0])
         names = [self.store.put(made.file, plan.output_format) for made in pictures if plan.link]
-        urls = [file_url(request, self.settings.public_url, name) for name in names]
+        base = self.settings.public_url
+        urls = [public_address(request, base, f"{FILES}/{name}") for name in names]
         return JSONResponse(image_answer(plan, pictures, urls))
 
 

@@ -23,7 +23,7 @@ access = logging.getLogger("cdm_serve.access")
 
 BODY_SECONDS = 30.0
 GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-ROUTES = ("/v1/images/generations", "/v1/images/files/", "/v1/models")
+ROUTES = ("/v1/images/generations", "/v1/images/files/", "/v1/images/jobs/", "/v1/models")
 CLIENT_LEFT = 499  # nginx's number for a client that did not wait
 
 

@@ -26,8 +26,10 @@ RAW_TYPES: dict[str, OutputFormat] = {
 }
 
 
-def seconds_allowed(headers: Headers, *, stream: bool) -> float | None:
+def seconds_allowed(headers: Headers, *, stream: bool, later: bool = False) -> float | None:
     """How long the client will wait, as it or a proxy says: the least, None when nothing is said.
+
+    Pictures that are fetched ``later`` are waited for only as long as this server's header says.
 
     ``x-request-timeout-ms`` is this server's own header; Envoy and Istio send theirs, and OpenAI's
     clients theirs, in seconds. The latter is for the silence between two reads, which is the whole
@@ -44,8 +46,9 @@ def seconds_allowed(headers: Headers, *, stream: bool) -> float | None:
             f"{OWN_TIMEOUT}: {headers[OWN_TIMEOUT][:40]!r} is no positive number of milliseconds",
             param=OWN_TIMEOUT,
         )
-    seconds = [milliseconds / 1e3 for milliseconds in (own, envoy) if milliseconds is not None]
-    if not stream:
+    said = (own,) if later else (own, envoy)
+    seconds = [milliseconds / 1e3 for milliseconds in said if milliseconds is not None]
+    if not stream and not later:
         seconds += [each for each in openai if each is not None]
     return min(seconds, default=None)
 
@@ -65,10 +68,12 @@ def make_plan(
     models: dict[str, ModelCard],
     settings: Settings,
     allowed: float | None = None,
+    *,
+    later: bool = False,
 ) -> Plan:
     """The plan of a request with this Accept header.
 
-    ``allowed`` is how many seconds there are, from now.
+    ``allowed`` is how many seconds there are, from now; ``later``: the client fetches the pictures.
 
     Raises:
         ApiError: all that ``notes`` has, and every value that is not served.
@@ -109,7 +114,7 @@ def make_plan(
         raw=raw,
         link=_link(request, settings, notes, raw=raw),
         stream=stream,
-        partials=_partials(request, notes),
+        partials=_partials(request, notes, shown=stream or later),
         deadline=None if allowed is None else time.time() + allowed,
         warnings=tuple(some(notes.warnings)),
     )
@@ -130,8 +135,8 @@ def _link(request: ImageRequest, settings: Settings, notes: Notes, *, raw: bool)
     return False
 
 
-def _partials(request: ImageRequest, notes: Notes) -> int:
-    if request.partial_images and not request.stream:
+def _partials(request: ImageRequest, notes: Notes, *, shown: bool) -> int:
+    if request.partial_images and not shown:
         fault = ApiError("partial_images: only with stream true", param="partial_images")
         notes.tolerate(fault, "ignored")
         return 0

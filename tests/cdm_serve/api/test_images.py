@@ -172,10 +172,10 @@ def test_refusals_are_the_clients_own_exceptions(client, fields, error, param):
 
 
 def test_what_is_not_done_is_told(client, server):
-    asked = {"size": "1024x1024", "style": "vivid", "extra_body": {"cfg": 3}}
+    asked = {"size": "1024x1024", "style": "vivid", "extra_body": {"lr": 3}}
     answer = client.images.generate(prompt="a fox", **asked)
     told = answer.warnings
-    assert [warning.partition(":")[0] for warning in told] == ["cfg", "style", "size"]
+    assert [warning.partition(":")[0] for warning in told] == ["lr", "style", "size"]
     assert (answer.size, opened(answer.data[0]).size) == ("64x64", (64, 64))
     *_, completed = client.images.generate(prompt="a fox", stream=True, **asked)
     assert completed.warnings == told

@@ -79,7 +79,8 @@ def test_made_up_paths_make_no_labels(server):
     for number in range(5):
         server.http.get(f"/v1/made-up/{number}")
     routes = {sample.labels["route"] for sample in families(server)["cdm_serve_requests"].samples}
-    assert routes <= {"/v1/images/generations", "/v1/images/files", "/v1/models", "other"}
+    images = {f"/v1/images/{name}" for name in ("generations", "files", "jobs")}
+    assert routes <= {*images, "/v1/models", "other"}
 
 
 def test_the_dashboard_asks_only_for_what_there_is(server):

@@ -164,11 +164,18 @@ def test_a_stream_that_waits_is_not_cut(proxied):
             time.sleep(0.02)
         begin = time.monotonic()
         route, body = "/v1/images/generations", LONG | {"stream": True}
+        later = outside.http.post(route, json=LONG, headers={"prefer": "respond-async"})
+        assert later.status_code == 202
         with outside.http.stream("POST", route, json=body) as response:
             assert response.status_code == 200
             assert time.monotonic() - begin < 3
             blocks = "".join(response.iter_text()).removesuffix("\n\n").split("\n\n")
         assert time.monotonic() - begin > 3
+        address = later.headers["location"]
+        assert address.startswith(f"{outside.url}/v1/images/jobs/")
+        while (job := outside.http.get(address).json())["status"] != "completed":
+            time.sleep(0.1)
+        assert len(job["answer"]["data"]) == 10
     places = [int(re.fullmatch(r": (\d+) pictures before", block)[1]) for block in blocks[:-10]]
     assert places[0] > 10
     assert places == sorted(places, reverse=True)

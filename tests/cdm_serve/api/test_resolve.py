@@ -215,6 +215,13 @@ def test_the_least_of_what_is_said(headers, stream, seconds):
     assert seconds_allowed(Headers(headers), stream=stream) == seconds
 
 
+def test_what_is_fetched_later_has_only_the_time_that_is_meant_for_it():
+    waits = {"x-envoy-expected-rq-timeout-ms": "1", "x-stainless-timeout": "1"}
+    assert seconds_allowed(Headers(waits), stream=False, later=True) is None
+    meant = waits | {"x-request-timeout-ms": "5000"}
+    assert seconds_allowed(Headers(meant), stream=False, later=True) == 5.0
+
+
 @pytest.mark.parametrize("value", ["", "soon", "0", "-5", "nan", "inf"])
 def test_a_wrong_deadline_is_refused_by_name(value):
     with pytest.raises(ApiError) as caught:
