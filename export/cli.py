@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cdm_serve.engine.manifest import COMPONENTS
 from export.errors import ExportError, VerificationError
 from export.layout import check_pipeline, check_student
 from export.request import (
@@ -87,7 +86,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         sizes=parse_sizes(sizes) if sizes is not None else None,
         precision=arguments.precision,
         max_batch=arguments.max_batch,
-        components=parse_components(components) if components is not None else COMPONENTS,
+        components=parse_components(components or ",".join(Request.components)),
         tensorrt=options if arguments.to == "tensorrt" else None,
         calibration=arguments.calibration,
         base=arguments.base,
@@ -213,7 +212,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--components",
         metavar="NAME,...",
-        help=f"export these alone, not for serving: {', '.join(COMPONENTS)} (default: all)",
+        help=f"export these alone: {', '.join(Request.components)} (default: all; to be served it "
+        "takes all but the last, which is for edits)",
     )
     _add_tensorrt(parser.add_argument_group("with --to tensorrt"))
     return parser

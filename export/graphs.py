@@ -1,4 +1,4 @@
-"""The three components of a student as torch modules, and those as ONNX files."""
+"""The components of a student as torch modules, and those as ONNX files."""
 
 from __future__ import annotations
 
@@ -74,8 +74,22 @@ class Decoder(nn.Module):
         return (unit.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
 
 
+class Encoder(nn.Module):
+    """diffusers' ``VaeImageProcessor.preprocess`` from uint8, then the adapter's encoding."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.vae = adapter.pipeline.vae
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (B, H, W, 3), uint8 -> latents (B, C, h, w), float32."""
+        unit = image.float().permute(0, 3, 1, 2) / 255  # TensorRT does nothing but cast uint8
+        return self.adapter.encode_pictures(2 * unit - 1)
+
+
 def graph(component: str, architecture: Architecture, precision: Precision) -> Graph:
-    """One of ``COMPONENTS``: from tokens to condition, to velocity, or from latents to pixels.
+    """One of ``COMPONENTS``: from tokens to condition, to velocity, from latents to pixels or back.
 
     Example inputs have two rows, and otherwise no two axes of one length.
     """
@@ -86,13 +100,18 @@ def graph(component: str, architecture: Architecture, precision: Precision) -> G
         tokens = architecture.text_inputs()
         axes = (tuple({0: "batch"} for _ in tokens),)
         return Graph(architecture.text_encoder(dtype), tokens, tuple(condition), axes, opset)
-    latents = torch.zeros(2, *adapter.latent_shape(4 * adapter.multiple, 6 * adapter.multiple))
+    height, width = 4 * adapter.multiple, 6 * adapter.multiple
+    latents = torch.zeros(2, *adapter.latent_shape(height, width))
     picture = {0: "batch", 2: "height", 3: "width"}
-    if component == "vae_decoder":
+    if component.startswith("vae"):
         adapter = copy.copy(adapter)
         adapter.pipeline = copy.copy(adapter.pipeline)
         adapter.pipeline.vae = architecture.vae(dtype)
-        return Graph(Decoder(adapter), {"latents": latents}, ("image",), (picture,), opset)
+        if component == "vae_decoder":
+            return Graph(Decoder(adapter), {"latents": latents}, ("image",), (picture,), opset)
+        image = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+        pixels = {0: "batch", 1: "height", 2: "width"}
+        return Graph(Encoder(adapter), {"image": image}, ("latents",), (pixels,), opset)
     inputs = {"latents": latents, "sigma": torch.ones(2)}
     inputs |= {name: torch.zeros_like(each) for name, each in condition.items()}
     rows = {0: "batch"}  # texts have one length

@@ -25,7 +25,8 @@ Fields, all of them present unless said otherwise:
   ``cdm_serve.engine.quotation`` does, each piece tokenized without special tokens, the ids joined,
   cut and padded on the right. ``template``: the texts before and behind each prompt, tokenized and
   cut with it.
-- ``components``: ``text_encoder``, ``transformer``, ``vae_decoder``, or those that
+- ``components``: ``text_encoder``, ``transformer``, ``vae_decoder`` and, where the student's VAE
+  has one, ``vae_encoder`` (an export without it takes no pictures); or those that
   ``--components`` named (such an export is not for serving and has no ``config.pbtxt``). Each has
   ``file``, ``sha256``, ``bytes``, ``inputs`` and ``outputs`` (by name: ``dtype``, ``shape``,
   dynamic axes by name) and, where the weights lie beside the graph, ``data`` (``file``, ``sha256``,

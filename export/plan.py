@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from cdm_serve.engine.manifest import COMPONENTS
+from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL
 from distill.errors import DistillError
 from export.errors import ExportError
 from export.precision import PRECISIONS, Precision
@@ -43,8 +43,8 @@ class Plan:
 
     @property
     def whole(self) -> bool:
-        """All components, so that the export can be served."""
-        return set(self.components) == set(COMPONENTS)
+        """All components but optional ones, so that the export can be served."""
+        return set(self.components) >= set(COMPONENTS)
 
     def tokenizers(self, student: Student) -> list[PipelineTokenizer]:
         """Those that go with what is exported: all of the student's, or none."""
@@ -73,7 +73,8 @@ def plan(request: Request, student: Student, calibration: tuple[str, ...] = ()) 
         raise ExportError(
             f"model name {name!r}: use letters, digits, '.', '_' and '-' only; choose one by --name"
         )
-    components = tuple(each for each in COMPONENTS if each in request.components)
+    possible = (*COMPONENTS, *OPTIONAL) if student.adapter.encodes_pictures else COMPONENTS
+    components = tuple(each for each in possible if each in request.components)
     half = next(each for each in PRECISIONS.values() if each.dtype == student.adapter.half)
     default = PRECISIONS["fp32"] if request.tensorrt is None else half
     precision = default if request.precision is None else PRECISIONS[request.precision]

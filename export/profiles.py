@@ -32,8 +32,10 @@ def profiles(student: Student, plan: Plan) -> dict[str, list[Profile]]:
     for component in plan.components:
         made[component] = []
         for size in plan.sizes if component != "text_encoder" else (None,):
+            # Pictures that come in are encoded one by one.
+            most = 1 if component == "vae_encoder" else plan.max_batch
             shapes = {
-                name: ((1, *sample), (plan.max_batch, *sample), (plan.max_batch, *sample))
+                name: ((1, *sample), (most, *sample), (most, *sample))
                 for name, sample in _sample_shapes(component, student, size).items()
             }
             made[component].append(Profile(None if size is None else str(size), shapes))
@@ -46,6 +48,8 @@ def _sample_shapes(component: str, student: Student, size: Size | None) -> dict[
         tokens = student.architecture.text_inputs()
         return {name: tuple(each.shape[1:]) for name, each in tokens.items()}
     latents = student.adapter.latent_shape(size.height, size.width)
+    if component == "vae_encoder":
+        return {"image": (size.height, size.width, 3)}
     if component == "vae_decoder":
         return {"latents": latents}
     condition = student.adapter.empty_condition(1).tensors

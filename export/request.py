@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from cdm_serve.engine.manifest import COMPONENTS
+from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL
 from export.errors import ExportError
 
 Lora = tuple[Path, float]
@@ -72,7 +72,7 @@ class Request:
     sizes: tuple[Size, ...] | None = None
     precision: str | None = None
     max_batch: int = 16
-    components: tuple[str, ...] = COMPONENTS
+    components: tuple[str, ...] = (*COMPONENTS, *OPTIONAL)
     tensorrt: EngineOptions | None = None
     calibration: str | None = None
     sampling: Sampling = Sampling()
@@ -155,6 +155,7 @@ def parse_components(text: str) -> tuple[str, ...]:
     """
     names = [entry.strip() for entry in text.split(",")]
     for name in names:
-        if name not in COMPONENTS:
-            raise ExportError(f"--components: {name!r} is none of {', '.join(COMPONENTS)}")
+        if name not in Request.components:
+            known = ", ".join(Request.components)
+            raise ExportError(f"--components: {name!r} is none of {known}")
     return tuple(names)

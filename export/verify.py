@@ -15,8 +15,9 @@ import numpy as np
 import openvino
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from cdm_serve.engine.manifest import Manifest
+from cdm_serve.engine.manifest import COMPONENTS, Manifest
 from cdm_serve.engine.pipeline import Condition, Pipeline
 from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from cdm_serve.engine.runtimes.openvino import OpenVino
@@ -183,7 +184,7 @@ def verify(
                 if exact and case.batch == plan.compared_batches[-1] > 1:
                     identical = _as_alone(pipeline, component, case.rows, found)
                     checks.append(Invariance(identical=identical, **where))
-            for size in plan.compared_sizes if plan.whole else ():
+            for size in plan.compared_sizes if plan.whole and component in COMPONENTS else ():
                 key = (candidate.name, size)
                 drawn[key] = _draw(pipeline, component, str(size), drawn.get(key))
             del pipeline  # before the next graph is loaded
@@ -199,7 +200,8 @@ def verify(
 def cases(student: Student, plan: Plan, component: str) -> Iterator[Case]:
     """What a component is run on: each of the plan's batches, at every size it compares."""
     for size in plan.compared_sizes if component != "text_encoder" else (None,):
-        for batch in plan.compared_batches:
+        # Pictures that come in are encoded one by one.
+        for batch in plan.compared_batches if component != "vae_encoder" else (1,):
             yield _case(student, component, size, batch)
 
 
@@ -212,6 +214,13 @@ def _case(student: Student, component: str, size: Size | None, batch: int) -> Ca
         return Case(None, {"prompts": prompts}, {n: t.numpy() for n, t in expected.items()})
     shape = (batch, *adapter.latent_shape(size.height, size.width))
     latents = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(SEED))
+    if component == "vae_encoder":
+        shape = (batch, size.height, size.width, 3)
+        image = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
+        pictures = adapter.pipeline.image_processor.preprocess([*map(Image.fromarray, image)])
+        with _float32(student, "vae"):
+            encoded = adapter.encode_pictures(pictures)
+        return Case(str(size), {"image": image}, {"latents": encoded.numpy()})
     if component == "vae_decoder":
         processor = adapter.pipeline.image_processor
         with _float32(student, "vae"):
@@ -278,6 +287,8 @@ def _run(pipeline: Pipeline, component: str, rows: dict[str, Any]) -> dict[str, 
         names = conditions[0].embeds
         stacked = {name: pipeline.stack([c.embeds[name] for c in conditions]) for name in names}
         return {name: pipeline.to_host(array) for name, array in stacked.items()}
+    if component == "vae_encoder":
+        return {"latents": pipeline.to_host(pipeline.encode_picture(rows["image"][0])[None])}
     latents = pipeline.to_device(rows["latents"])
     if component == "vae_decoder":
         return {"image": pipeline.decode(latents)}

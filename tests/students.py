@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cdm_serve.engine.manifest import COMPONENTS, parse_manifest
+from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL, parse_manifest
 from export.manifest import manifest
 from export.plan import Plan
 from export.precision import PRECISIONS
@@ -34,7 +34,7 @@ def write_card(folder: Path, **changes: Any) -> Path:
 
 def plan_of(
     precision: str = "fp32",
-    components: tuple[str, ...] = COMPONENTS,
+    components: tuple[str, ...] = (*COMPONENTS, *OPTIONAL),
     sizes: tuple[Size, ...] = SIZES,
     max_batch: int = 4,
 ) -> Plan:

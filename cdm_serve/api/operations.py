@@ -38,14 +38,14 @@ COUNTERS = {
     "failed": "Pictures that failed",
     "not_finite": "Pictures that the model gave NaN for",
     "steps_saved": "Steps not made for cancelled and expired pictures",
-    "cache_hits": "Prompts whose embedding was at hand",
-    "cache_misses": "Prompts that were encoded",
+    "cache_hits": "Prompts and incoming pictures whose encoding was at hand",
+    "cache_misses": "Prompts and incoming pictures that were encoded",
 }
 GAUGES = {
     "waiting": "Pictures at hand, begun or not",
     "steps_waiting": "Steps that the pictures at hand still need",
-    "cache_entries": "Prompt embeddings kept",
-    "cache_bytes": "Memory of the prompt embeddings",
+    "cache_entries": "Encoded prompts and pictures kept",
+    "cache_bytes": "Memory of the encoded prompts and pictures",
     "batches_exact": "1 where a picture is the same to the bit whatever it is batched with",
     "batches_dropped": "Batch sizes that are not used, for memory or because pictures would differ",
     "batches_largest_difference": "Between a batch that is used and the same alone, as a part of 1",
@@ -53,6 +53,7 @@ GAUGES = {
 HISTOGRAMS = {
     "queue_seconds": "From arrival to the first stage",
     "text_seconds": "One execution of the text encoder",
+    "picture_seconds": "One execution of the VAE encoder",
     "step_seconds": "One execution of the transformer",
     "decode_seconds": "One execution of the VAE decoder",
     "batch_size": "Pictures that shared one transformer execution",

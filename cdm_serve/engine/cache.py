@@ -1,39 +1,41 @@
-"""Prompts that were encoded before."""
+"""Prompts and pictures that were encoded before."""
 
 import threading
+from typing import Any
 
 from cachetools import LRUCache
 
-from cdm_serve.engine.pipeline import Condition
 
+class Cache:
+    """What was used last, up to a number of bytes; for use by many threads.
 
-class PromptCache:
-    """The conditions used last, up to a number of bytes; for use by many threads."""
+    Values have ``nbytes``: a ``Condition`` by its prompt, latents by the SHA-256 of their picture.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.hits = 0
         self.misses = 0
-        self._conditions = LRUCache[str, Condition](capacity, lambda each: each.nbytes)
+        self._values = LRUCache[str | bytes, Any](capacity, lambda each: int(each.nbytes))
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._conditions)
+        return len(self._values)
 
     @property
     def size(self) -> int:
         """Bytes of what is remembered."""
-        return int(self._conditions.currsize)
+        return int(self._values.currsize)
 
-    def get(self, prompt: str) -> Condition | None:
-        """What is remembered of a prompt; counts a hit or a miss."""
+    def get(self, key: str | bytes) -> Any:
+        """What is remembered, None: nothing; counts a hit or a miss."""
         with self._lock:
-            condition = self._conditions.get(prompt)
-            self.hits += condition is not None
-            self.misses += condition is None
-            return condition
+            value = self._values.get(key)
+            self.hits += value is not None
+            self.misses += value is None
+            return value
 
-    def put(self, prompt: str, condition: Condition) -> None:
+    def put(self, key: str | bytes, value: Any) -> None:
         """Remember it, if it fits, and forget those not used for longest until all fit."""
-        if condition.nbytes <= self._conditions.maxsize:
+        if value.nbytes <= self._values.maxsize:
             with self._lock:
-                self._conditions[prompt] = condition
+                self._values[key] = value

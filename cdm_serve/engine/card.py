@@ -8,9 +8,10 @@ from typing import Any
 class ModelCard:
     """``id`` is the name that it is served under; sizes are ``WIDTHxHEIGHT``.
 
-    ``downscale`` is pixels a latent position, along a side; ``verified`` how far the export was
-    compared with torch: ``full``, ``quick`` or ``none``; ``pid`` the engine's process; ``costs``
-    are as ``cdm_serve.triton.protocol`` has them, ``batches`` as ``cdm_serve.engine.warmup``.
+    ``downscale`` is pixels a latent position, along a side; ``edits`` whether it takes pictures;
+    ``verified`` how far the export was compared with torch: ``full``, ``quick`` or ``none``;
+    ``pid`` the engine's process; ``costs`` are as ``cdm_serve.triton.protocol`` has them,
+    ``batches`` as ``cdm_serve.engine.warmup``.
     """
 
     id: str
@@ -21,6 +22,7 @@ class ModelCard:
     default_steps: int
     max_steps: int
     downscale: int
+    edits: bool = False
     verified: str = "full"
     pid: int = 0
     costs: dict[str, Any] = field(default_factory=dict)

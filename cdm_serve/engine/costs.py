@@ -1,7 +1,9 @@
 """What an execution takes: measured at start, corrected by what executions take under load."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 # Of two batch sizes that make about as much in a second, the smaller one: it answers sooner.
@@ -53,7 +55,7 @@ class Curve:
 
 
 class Costs:
-    """Curves of the text encoder, and by picture size of a step and of a decoding.
+    """Curves of the text encoder, and by picture size of a step, of a decoding and of an encoding.
 
     For use by many threads. A size that was not measured gets the curve of the nearest one that
     was, in proportion to their pixels. What executions really take, beside whatever else the
@@ -61,14 +63,26 @@ class Costs:
     and what one picture takes that has the machine for itself stays as it was measured.
     """
 
-    def __init__(self, text: Curve, step: dict[str, Curve], decode: dict[str, Curve]) -> None:
-        self._curves = {"text": {"": text}, "step": dict(step), "decode": dict(decode)}
+    def __init__(
+        self,
+        text: Curve,
+        step: dict[str, Curve],
+        decode: dict[str, Curve],
+        picture: Mapping[str, Curve] = MappingProxyType({}),
+    ) -> None:
+        """``picture`` is empty where none can come in."""
+        self._curves = {
+            "text": {"": text},
+            "step": dict(step),
+            "decode": dict(decode),
+            "picture": dict(picture),
+        }
         self._measured = tuple(step)
         self._factors: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
 
     def curve(self, stage: str, size: str) -> Curve:
-        """Of ``text``, ``step`` or ``decode``; as measured or, for other sizes, estimated."""
+        """Of a stage of ``policy``; as measured or, for other sizes, estimated."""
         curves = self._curves[stage]
         if size not in curves:
             nearest = min(self._measured, key=lambda each: abs(_pixels(each) - _pixels(size)))
@@ -97,7 +111,7 @@ class Costs:
 
     def to_json(self) -> dict[str, Any]:
         """The ``costs`` of a description."""
-        sizes = {}
+        sizes: dict[str, dict[str, Any]] = {}
         for size in list(self._curves["step"]):
             step, decode = self.together("step", size), self.together("decode", size)
             sizes[size] = {
@@ -105,6 +119,8 @@ class Costs:
                 "decode": {str(batch): spent for batch, spent in decode.items()},
                 "batch": best_batch(step, max(step)),
             }
+            if self._curves["picture"]:
+                sizes[size]["picture"] = {"1": self.together("picture", size)[1]}
         return {"text": self.curve("text", "").wide[1], **sizes}
 
 

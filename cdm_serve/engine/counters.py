@@ -20,6 +20,7 @@ BATCHES = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 HISTOGRAMS = {
     "queue_seconds": SECONDS,
     "text_seconds": SECONDS,
+    "picture_seconds": SECONDS,
     "step_seconds": SECONDS,
     "decode_seconds": SECONDS,
     "batch_size": BATCHES,

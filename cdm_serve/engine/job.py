@@ -14,9 +14,14 @@ class Job:
     """One picture to make.
 
     ``size`` is ``WIDTHxHEIGHT``; ``partials`` is how many previews are wanted on the way, of which
-    there are at most ``steps - 1``; no step is begun after ``deadline`` (unix seconds); ``tensors``
-    are arrays by name, of any shape and number type. What is added here travels to the engine
-    without further ado; an engine that does not know it refuses it, unless it is the default.
+    there are at most one less than steps to make; no step is begun after ``deadline`` (unix
+    seconds); ``tensors`` are arrays by name, of any shape and number type. What is added here
+    travels to the engine without further ado; an engine that does not know it refuses it, unless it
+    is the default.
+
+    An edit has the tensor ``picture``, (H, W, 3) uint8 of ``size``, and begins after the first
+    ``start`` of its steps, from the picture with so much noise. With ``mask``, (H, W) bool, only
+    what is true in it is painted: all other pixels are the picture's own.
     """
 
     prompt: str
@@ -25,6 +30,7 @@ class Job:
     size: str
     partials: int = 0
     deadline: float | None = None
+    start: int = 0
     tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
@@ -43,7 +49,8 @@ class Picture:
 
     The report: ``batches``, the size of every step's batch; ``tokens`` of the prompt; ``arrived``,
     unix seconds; ``spans``, a list of (stage, milliseconds after ``arrived``, milliseconds);
-    ``milliseconds``, their sums by stage; the stages are queue, text, steps, partials and decode.
+    ``milliseconds``, their sums by stage; the stages are queue, text, picture (encoding the one
+    that came in), steps, partials and decode.
     """
 
     image: Pixels

@@ -13,6 +13,8 @@ from cdm_serve.errors import StartError
 FORMAT = 1
 HASHERS = 4
 COMPONENTS = ("text_encoder", "transformer", "vae_decoder")
+# Only for pictures that come in.
+OPTIONAL = ("vae_encoder",)
 
 FileEntry = dict[str, Any]
 
@@ -63,6 +65,11 @@ class Manifest:
         """The longest schedule that was exported for every size."""
         return min(max(grids) for grids in self.sigmas.values())
 
+    @property
+    def edits(self) -> bool:
+        """Whether pictures can come in."""
+        return "vae_encoder" in self.components
+
     def latent_shape(self, size: str) -> tuple[int, int, int]:
         """(C, h, w) of one picture of ``size`` (``WIDTHxHEIGHT``)."""
         width, height = (int(side) for side in size.split("x"))
@@ -79,6 +86,7 @@ class Manifest:
             default_steps=self.default_steps,
             max_steps=self.max_steps,
             downscale=self.downscale,
+            edits=self.edits,
             verified=self.verified,
         )
 

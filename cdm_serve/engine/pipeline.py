@@ -37,10 +37,10 @@ class Condition:
 class Pipeline:
     """Text encoder, transformer and decoder of one exported model, or those the manifest has.
 
-    Each of ``encode``, ``velocity`` and ``decode`` is for one thread at a time; the three may run
-    at once. Arrays are the runtime's. ``overlaps`` says whether they gain from it, ``batches`` is
-    the policy that suits the runtime, and ``lanes`` are the same pipeline on parts of the machine,
-    where it can be divided.
+    Each of ``encode``, ``encode_picture``, ``velocity`` and ``decode`` is for one thread at a time;
+    they may run at once. Arrays are the runtime's. ``overlaps`` says whether they gain from it,
+    ``batches`` is the policy that suits the runtime, and ``lanes`` are the same pipeline on parts
+    of the machine, where it can be divided.
     """
 
     lanes: Sequence["Pipeline"] = ()
@@ -73,6 +73,10 @@ class Pipeline:
             for row, count in enumerate(tokens.counts)
         ]
 
+    def encode_picture(self, pixels: Pixels) -> Array:
+        """(H, W, 3) pixels to (C, h, w) latents without noise."""
+        return self._run("vae_encoder", {"image": pixels[None]})["latents"][0]
+
     def noise(self, seed: int, size: str) -> Array:
         """The (C, h, w) latents a seed starts from."""
         return self.noises([seed], size)[0]
@@ -97,6 +101,18 @@ class Pipeline:
     def move(self, latents: Array, distance: Floats, velocity: Array) -> Array:
         """``latents + distance * velocity`` with one distance in sigma a row: an Euler step."""
         return latents + self.to_device(distance)[:, None, None, None] * velocity
+
+    def noised(self, latents: Array, noise: Array, sigma: Floats) -> Array:
+        """(B, C, h, w) latents without noise with so much of it, one sigma a row."""
+        rows = [self.to_device(part)[:, None, None, None] for part in (1 - sigma, sigma)]
+        return rows[0] * latents + rows[1] * noise
+
+    def free(self, mask: NDArray[np.bool_]) -> Floats:
+        """(H, W) pixels to be painted as (1, 1, h, w) latents: 1 where any pixel of them is."""
+        down = self.manifest.downscale
+        height, width = (side // down for side in mask.shape)
+        blocks = mask.reshape(1, 1, height, down, width, down).any(axis=(3, 5))
+        return np.asarray(blocks, np.float32)
 
     def denoise(self, latents: Array, sigmas: Floats, conditions: list[Condition]) -> Array:
         """Euler steps of a whole batch from the first of ``sigmas`` to the last."""

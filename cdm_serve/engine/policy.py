@@ -2,8 +2,9 @@
 
 Pure: everything that matters is an argument. The rules:
 
-- Prompts before decodings before steps: the first two are short, and let a batch grow or a picture
-  leave. Within a stage the lowest rank comes first, and with it others of its picture size.
+- Prompts before pictures that come in, before decodings, before steps: all but the last are short,
+  and let a batch grow or a picture leave. Within a stage the lowest rank comes first, and with it
+  others of its picture size.
 - Work is shared: with several lanes each takes no more than its part of what is there, so that all
   have batches of one size, and a lane with nothing to do finds something when the next one ends.
   What is short is not kept for a lane that is busy with something else.
@@ -17,7 +18,7 @@ from typing import Protocol
 from cdm_serve.engine.costs import Curve, best_batch
 from cdm_serve.engine.sample import Sample
 
-TEXT, DECODE, STEP = STAGES = ("text", "decode", "step")
+TEXT, PICTURE, DECODE, STEP = STAGES = ("text", "picture", "decode", "step")
 
 
 class Work(Protocol):

@@ -14,9 +14,22 @@ Answer = Callable[[Partial | Picture | EngineError], None]
 
 
 def partial_steps(steps: int, partials: int) -> list[int]:
-    """After which steps the partial images are made: evenly spread, never after the last."""
+    """After how many steps the partial images are made: evenly spread, never after the last."""
     count = min(partials, steps - 1)
     return [(index + 1) * steps // (count + 1) for index in range(count)]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What an inpainted sample is given back after each step, where ``free`` is 0 and not 1.
+
+    Arrays are (1, C, h, w); ``free`` and ``rest``, which is 1 where it is 0, are (1, 1, h, w).
+    """
+
+    picture: Array
+    noise: Array
+    free: Array
+    rest: Array
 
 
 @dataclass(eq=False)
@@ -31,16 +44,20 @@ class Sample:
     answer: Answer
     sigmas: Floats
     rank: float
-    step: int = 0
+    step: int = field(init=False)
     over: bool = False
     cancelled: bool = False
     latents: Array = field(init=False)
+    known: Known | None = None
     condition: Condition = field(init=False)
     batches: list[int] = field(default_factory=list)
     spans: list[tuple[str, float, float]] = field(default_factory=list)
     arrived: float = field(default_factory=time.perf_counter)
     arrived_unix: float = field(default_factory=time.time)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.step = self.job.start
 
     @property
     def sample(self) -> "Sample":

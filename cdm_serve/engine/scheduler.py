@@ -1,4 +1,4 @@
-"""The scheduler: prompts, steps and decodings of many pictures on the parts of one machine.
+"""The scheduler: the stages of many pictures on the parts of one machine.
 
 Each sample carries its own position in its own schedule, so a picture of two steps and one of eight
 share a batch, a new one joins at the next step, and a finished one leaves at once.
@@ -8,6 +8,7 @@ times the duration of the difference). So short ones overtake long ones, but not
 beside what is decided in ``policy``.
 """
 
+import hashlib
 import threading
 import time
 from functools import partial
@@ -15,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from cdm_serve.engine.cache import PromptCache
+from cdm_serve.engine.cache import Cache
 from cdm_serve.engine.costs import Costs
 from cdm_serve.engine.counters import Counters
 from cdm_serve.engine.job import EngineError, Job, Partial, Picture
 from cdm_serve.engine.pipeline import Condition, Pipeline
-from cdm_serve.engine.policy import DECODE, STAGES, STEP, TEXT, Task, Work, choose
-from cdm_serve.engine.sample import Answer, Frame, Sample, partial_steps
+from cdm_serve.engine.policy import DECODE, PICTURE, STAGES, STEP, TEXT, Task, Work, choose
+from cdm_serve.engine.sample import Answer, Frame, Known, Sample, partial_steps
 from cdm_serve.engine.workers import Following, Workers
 
 PATIENCE = 8.0
@@ -38,10 +39,15 @@ class Scheduler:
         self.counters = Counters()
         self._pipeline = pipeline
         self._costs = costs
-        self._cache = PromptCache(cache_bytes)
+        self._cache = Cache(cache_bytes)
         self._live: dict[str, Sample] = {}
         self._lock = threading.Lock()
-        self._stages = {TEXT: self._prepare, STEP: self._advance, DECODE: self._deliver}
+        self._stages = {
+            TEXT: self._prepare,
+            PICTURE: self._encode,
+            STEP: self._advance,
+            DECODE: self._deliver,
+        }
         lanes = len(pipeline.lanes)
         # Without lanes a GPU's streams may overlap, each stage with the others.
         self._workers = Workers(
@@ -62,7 +68,7 @@ class Scheduler:
         """
         self._check(job)
         sigmas = np.array(self._pipeline.manifest.sigmas[job.size][job.steps], dtype=np.float32)
-        rank = time.perf_counter() + PATIENCE * self._costs.alone(job.size, job.steps)
+        rank = time.perf_counter() + PATIENCE * self._costs.alone(job.size, job.steps - job.start)
         sample = Sample(job, partial(self._answer, key, answer), sigmas, rank)
         with self._lock:
             if self._live.setdefault(key, sample) is not sample:
@@ -104,10 +110,28 @@ class Scheduler:
         if job.steps not in grids:
             served = ", ".join(map(str, sorted(grids)))
             raise EngineError(f"{job.steps} steps are not served, only {served}", "invalid")
+        self._check_tensors(job)
         try:
             job.prompt.encode()
         except UnicodeEncodeError as error:
             raise EngineError("the prompt is not valid Unicode", "invalid") from error
+
+    def _check_tensors(self, job: Job) -> None:
+        width, height = map(int, job.size.split("x"))
+        possible = {
+            "picture": (np.dtype(np.uint8), (height, width, 3)),
+            "mask": (np.dtype(bool), (height, width)),
+        }
+        for name, tensor in job.tensors.items():
+            if possible.get(name) != (tensor.dtype, tensor.shape):
+                found = f"{tensor.dtype} of {tensor.shape}"
+                raise EngineError(f"tensor {name} is {found}, unknown to this engine", "invalid")
+        if "picture" in job.tensors and not self._pipeline.manifest.edits:
+            raise EngineError("the model was exported without vae_encoder", "invalid")
+        if ("mask" in job.tensors or job.start) and "picture" not in job.tensors:
+            raise EngineError("mask and start are for a picture, and there is none", "invalid")
+        if not 0 <= job.start < job.steps:
+            raise EngineError(f"no start {job.start} among {job.steps} steps", "invalid")
 
     def _unwanted(self, stage: str, work: Work) -> bool:
         """Whether there is nothing to do for it any more.
@@ -154,6 +178,28 @@ class Scheduler:
             sample.record("queue", sample.arrived, begin)
             sample.record("text", begin, end)
         self.counters.observe("queue_seconds", *(begin - sample.arrived for sample in batch))
+        edits = [sample for sample in batch if "picture" in sample.job.tensors]
+        return [(PICTURE, edits), (STEP, [sample for sample in batch if sample not in edits])]
+
+    def _encode(self, task: Task) -> Following:
+        """The latents of a picture that came in, with the noise of the sample's first sigma."""
+        begin = time.perf_counter()
+        pipeline = self._on(task)
+        for sample in (work.sample for work in task.works):
+            pixels, mask = map(sample.job.tensors.get, ("picture", "mask"))
+            assert pixels is not None
+            key = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+            if (latents := self._cache.get(key)) is None:
+                latents = pipeline.encode_picture(pixels)
+                self._cache.put(key, latents)
+                self._spent("picture_seconds", task, 1, begin)
+            noise = sample.latents
+            rows = latents[None], noise[None]
+            sample.latents = pipeline.noised(*rows, sample.sigmas[sample.step, None])[0]
+            if mask is not None:
+                free = pipeline.free(mask)
+                sample.known = Known(*rows, *map(pipeline.to_device, (free, 1 - free)))
+            sample.record("picture", begin, time.perf_counter())
         return [(STEP, task.works)]
 
     def _conditions(self, task: Task, prompts: list[str]) -> list[Condition]:
@@ -186,17 +232,21 @@ class Scheduler:
         moved = pipeline.move(latents, following - sigma, velocity)
         frames: list[Work] = []
         for row, sample in enumerate(batch):
+            rows = slice(row, row + 1)
             sample.latents = moved[row]
+            if (known := sample.known) is not None:
+                given = pipeline.noised(known.picture, known.noise, following[rows])
+                sample.latents = (known.free * moved[rows] + known.rest * given)[0]
             sample.step += 1
             sample.batches.append(len(batch))
-            partials = partial_steps(sample.job.steps, sample.job.partials)
-            if sample.step == sample.job.steps:
-                frames.append(Frame(sample, sample.latents, sample.step, None))
-            elif sample.step in partials:
+            job, made = sample.job, len(sample.batches)
+            partials = partial_steps(job.steps - job.start, job.partials)
+            if sample.step == job.steps:
+                frames.append(Frame(sample, sample.latents, made, None))
+            elif made in partials:
                 # The student's own x0, where a straight line from here would end.
-                rows = slice(row, row + 1)
                 foreseen = pipeline.move(latents[rows], -sigma[rows], velocity[rows])[0]
-                frames.append(Frame(sample, foreseen, sample.step, partials.index(sample.step)))
+                frames.append(Frame(sample, foreseen, made, partials.index(made)))
         end = self._spent("step_seconds", task, len(batch), begin)
         for sample in batch:
             sample.record("steps", begin, end)
@@ -215,6 +265,9 @@ class Scheduler:
         end = self._spent("decode_seconds", task, len(frames), begin)
         for frame, image, finite in zip(frames, images, pipeline.finite(latents), strict=True):
             sample = frame.sample
+            tensors = sample.job.tensors
+            if "mask" in tensors:
+                image = np.where(tensors["mask"][..., None], image, tensors["picture"])
             if not finite:
                 sample.send(EngineError(NOT_FINITE, "not_finite"))
             elif frame.index is not None:

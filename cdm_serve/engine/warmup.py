@@ -105,11 +105,12 @@ def measure(
             ]
         )
 
-    def curve(name: str, run: Run) -> Curve:
+    def curve(name: str, run: Run, most: int = most) -> Curve:
         return sweep(name, run, pipeline, most, budget, batches)
 
     step: dict[str, Curve] = {}
     decode: dict[str, Curve] = {}
+    picture: dict[str, Curve] = {}
     for size in pipeline.manifest.sizes:
         noise = pipeline.noise(0, size)
 
@@ -121,9 +122,16 @@ def measure(
         def pixels(pipeline: Pipeline, batch: int, noise: Any = noise) -> NDArray[Any]:
             return pipeline.decode(pipeline.stack([noise] * batch))
 
+        def encoded(pipeline: Pipeline, batch: int, size: str = size) -> NDArray[Any]:
+            width, height = map(int, size.split("x"))
+            grey = np.full((height, width, 3), 127, np.uint8)
+            return pipeline.to_host(pipeline.encode_picture(grey)[None])
+
         step[size] = curve(f"a step at {size}", velocity)
         decode[size] = curve(f"decoding at {size}", pixels)
-    return Costs(curve("text encoding", text), step, decode), batches
+        if pipeline.manifest.edits:
+            picture[size] = curve(f"encoding at {size}", encoded, most=1)
+    return Costs(curve("text encoding", text), step, decode, picture), batches
 
 
 def sweep(

@@ -17,7 +17,8 @@ there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one
     card       a ``ModelCard``, its costs as measured at start and corrected by what executions
                have taken since: by size, ``step`` and ``decode`` in seconds by batch size (as text;
                of all lanes of the machine together) and ``batch``, the size that makes most of this
-               machine; beside the sizes ``text``, the seconds of one prompt
+               machine, and with an encoder ``picture``, what it takes; beside the sizes ``text``,
+               the seconds of one prompt
     engine     the process and its machine
     waiting    samples at hand, started or not, and ``steps_waiting``, the steps they still need
     counters   cumulative since the process started: executions, steps, pictures, partials,
@@ -25,9 +26,9 @@ there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one
                expired), cache_hits, cache_misses
     gauges     cache_entries, cache_bytes, and batches_exact, batches_dropped and
                batches_largest_difference as found at start
-    histograms cumulative: by name (queue_seconds, text_seconds, step_seconds, decode_seconds of
-               one execution each, batch_size) the upper ``bounds``, the ``counts`` of each bucket
-               alone with one more for what lies above, and the ``sum``
+    histograms cumulative: by name (queue_seconds, text_seconds, picture_seconds, step_seconds,
+               decode_seconds of one execution each, batch_size) the upper ``bounds``, the
+               ``counts`` of each bucket alone with one more for what lies above, and the ``sum``
     ========== ==================================================================================
 
 In a response's message ``kind`` is ``partial`` (with ``index`` and ``step``), ``picture`` (with

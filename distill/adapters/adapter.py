@@ -184,6 +184,11 @@ class Adapter(ABC):
         pictures: Tensor = vae.decode(scaled, return_dict=False)[0]
         return pictures.float()
 
+    @property
+    def encodes_pictures(self) -> bool:
+        """Whether the VAE has an encoder."""
+        return hasattr(self.pipeline.vae, "encoder")
+
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) -> the latents (B, C, h, w) that ``decode`` turns back."""

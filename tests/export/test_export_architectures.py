@@ -8,6 +8,7 @@ import pytest
 from pipelines import tiny_flux, tiny_klein, tiny_qwen_image, tiny_z_image
 from students import plan_of, verified, write_card
 
+from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL
 from export.student import Student, load_student
 from export.tokenizers import write_tokenizers
 
@@ -42,7 +43,7 @@ def student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_every_component_and_whole_pictures_equal_diffusers(
     student: Student, tmp_path: Path, write_graph: WriteGraph
 ) -> None:
-    for component in ("text_encoder", "transformer", "vae_decoder"):
+    for component in (*COMPONENTS, *OPTIONAL):
         (tmp_path / f"{component}.onnx").symlink_to(write_graph(student, component, "fp32"))
     write_tokenizers(student.architecture.tokenizers(), tmp_path)
     verification = verified(student, tmp_path, plan_of(max_batch=3))

@@ -10,6 +10,7 @@ import torch
 from students import plan_of, verified
 from tokenizers import Tokenizer
 
+from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL
 from cdm_serve.engine.quotation import pieces
 from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from distill.adapters.packing import RotaryTables
@@ -22,7 +23,7 @@ WriteGraph = Callable[[Student, str, str], Path]
 def test_every_component_and_whole_pictures_equal_diffusers(
     longcat: Student, write_graph: WriteGraph
 ) -> None:
-    for component in ("text_encoder", "transformer", "vae_decoder"):
+    for component in (*COMPONENTS, *OPTIONAL):
         folder = write_graph(longcat, component, "fp32").parent
     write_tokenizers(longcat.architecture.tokenizers(), folder)
     verification = verified(longcat, folder, plan_of(max_batch=3))

@@ -49,6 +49,10 @@ def test_what_serving_reads(manifest: dict[str, Any]) -> None:
             "latents": ["batch", 4, "height", "width"],
             "image": ["batch", "4*height", "4*width", 3],
         },
+        "vae_encoder": {
+            "image": ["batch", "height", "width", 3],
+            "latents": ["batch", 4, "(height//4)", "(width//4)"],
+        },
     }
     assert manifest["components"]["vae_decoder"]["outputs"]["image"]["dtype"] == "uint8"
 

@@ -10,7 +10,7 @@ import fake_gpu
 import onnx
 import pytest
 
-from cdm_serve.engine.manifest import read_manifest
+from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL, read_manifest
 from cdm_serve.engine.runtimes import runtime_for
 from cdm_serve.errors import StartError
 from export.cli import main
@@ -26,7 +26,7 @@ SIZES = (Size(64, 64), Size(72, 56))
 
 # docs/operators.md of onnx-tensorrt for TensorRT 10.15: those marked Y, without recurrent,
 # random, quantized and pooling ones. The types beside them there: floats, int32, int64, bool, and
-# uint8 as a network's output alone.
+# uint8 as what passes in or out, cast there and nowhere else (TensorRT's DataType.UINT8).
 _DOCUMENTED = """
 Abs Add And ArgMax ArgMin Attention BatchNormalization Cast CastLike Ceil Clip Concat Constant
 ConstantOfShape Conv ConvTranspose Cos CumSum DepthToSpace Div Dropout Einsum Elu Equal Erf Exp
@@ -57,7 +57,7 @@ def test_profiles_fit_the_graphs(
 ) -> None:
     """Every input has shapes, of its rank and with its fixed axes; equal names, equal lengths."""
     shapes = made[1]
-    assert [len(shapes[c]) for c in ("text_encoder", "transformer", "vae_decoder")] == [1, 2, 2]
+    assert [len(each) for each in shapes.values()] == [1, 2, 2, 2]
     for component, each in shapes.items():
         inputs = onnx.load(exported / "1" / f"{component}.onnx").graph.input
         for profile in each:
@@ -73,7 +73,8 @@ def test_profiles_fit_the_graphs(
                             assert sizes.setdefault(axis.dim_param, length) == length
                         else:
                             assert axis.dim_value == length
-                assert sizes["batch"] == (1, 4, 4)[bound]
+                most = 1 if component == "vae_encoder" else 4
+                assert sizes["batch"] == (1, most, most)[bound]
     latents = [profile.shapes["latents"][2] for profile in shapes["transformer"]]
     assert latents == [(4, 4, 16, 16), (4, 4, 14, 18)]
     assert [profile.size for profile in shapes["transformer"]] == ["64x64", "72x56"]
@@ -95,6 +96,7 @@ def test_a_longcat_has_profiles_of_its_own_inputs(longcat: Student) -> None:
         ("sd3", "fp16", "vae_decoder"),
         ("sd3", "bf16", "transformer"),
         ("sd3", "bf16", "vae_decoder"),
+        ("sd3", "fp16", "vae_encoder"),
         ("longcat", "fp16", "transformer"),
         ("longcat", "fp32", "text_encoder"),
         pytest.param("longcat", "bf16", "text_encoder", marks=pytest.mark.slow),
@@ -152,7 +154,7 @@ def test_a_dry_run_shows_profiles_and_writes_nothing(
     assert ["text_encoder", "0", "input_ids_2", "1x16", "4x16", "4x16"] in rows
     commands = [line for line in lines if line.startswith("trtexec ")]
     assert [row.split()[1] for row in commands] == [
-        f"--onnx={component}.onnx" for component in ("text_encoder", "transformer", "vae_decoder")
+        f"--onnx={component}.onnx" for component in (*COMPONENTS, *OPTIONAL)
     ]
     assert not (tmp_path / "out").exists()
 
@@ -189,7 +191,7 @@ def test_engines_are_built_compared_and_stamped(
     assert manifest.engines["version"] == gpu.version
     assert manifest.engines["compute_capability"] == "9.0"
     assert json.loads((model / "1" / "transformer.plan").read_text())["host_code"]
-    assert (tmp_path / "timing").read_bytes() == 3 * b"timing"
+    assert (tmp_path / "timing").read_bytes() == 4 * b"timing"
     # What is served from it is what was compared; and it knows where it can be.
     assert runtime_for(manifest, "tensorrt", "auto").batches == "close"
     gpu.capability = (8, 0)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from cdm_serve.engine.cache import PromptCache
+from cdm_serve.engine.cache import Cache
 from cdm_serve.engine.pipeline import Condition
 
 
@@ -9,7 +9,7 @@ def condition(size):
 
 
 def test_forgets_what_was_not_used_for_longest():
-    cache = PromptCache(capacity=100)
+    cache = Cache(capacity=100)
     first, second, third = (condition(40) for _ in range(3))
     cache.put("first", first)
     cache.put("second", second)
@@ -23,14 +23,14 @@ def test_forgets_what_was_not_used_for_longest():
 
 
 def test_put_again_counts_its_bytes_once():
-    cache = PromptCache(capacity=100)
+    cache = Cache(capacity=100)
     for _ in range(5):
         cache.put("same", condition(60))
     assert (len(cache), cache.size) == (1, 60)
 
 
 def test_what_is_larger_than_the_cache_is_not_kept():
-    cache = PromptCache(capacity=10)
+    cache = Cache(capacity=10)
     cache.put("small", condition(5))
     cache.put("large", condition(11))
     assert cache.size <= 10

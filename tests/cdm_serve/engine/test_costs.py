@@ -42,6 +42,11 @@ def test_a_size_that_was_not_measured_is_estimated_by_its_pixels():
     assert known.alone("16x16", steps=2) == 8.0
 
 
+def test_what_an_incoming_picture_takes():
+    known = Costs(*[Curve({1: 0.5})], *[{"8x8": Curve({1: seconds})} for seconds in (1, 2, 3)])
+    assert known.to_json()["8x8"]["picture"] == {"1": 3}
+
+
 def test_what_executions_take_corrects_what_is_told_and_not_the_batches():
     known = costs()
     for _ in range(200):

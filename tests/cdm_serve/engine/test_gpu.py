@@ -46,6 +46,7 @@ def engines(machine, version, **changed):
         "text_encoder": [ids],
         "transformer": [each | text for each in latents],
         "vae_decoder": latents,
+        "vae_encoder": [{"image": up_to(1, 64, width, 3)} for width in (64, 96)],
     }
     return {
         name: file_entry(fake_gpu.write_engine(version / f"{name}.onnx", machine, each, **changed))

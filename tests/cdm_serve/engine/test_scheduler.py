@@ -18,15 +18,16 @@ from cdm_serve.engine.scheduler import Scheduler
 FLAT = dict.fromkeys(range(1, 9), 0.001)
 LINEAR = {1: 0.001, 2: 0.002}
 SIZES = ("64x64", "96x64")
+GREY = np.full((64, 64, 3), 127, np.uint8)
 
 
 def costs(lanes):
     """Of a machine in one piece, or in lanes that are half as fast as all of it."""
-    text, step, decode = (
+    text, *others = (
         Curve(wide, {batch: lanes * spent for batch, spent in wide.items()} if lanes else {}, lanes)
-        for wide in (FLAT, FLAT, LINEAR)
+        for wide in (FLAT, FLAT, LINEAR, {1: 0.001})
     )
-    return Costs(text, dict.fromkeys(SIZES, step), dict.fromkeys(SIZES, decode))
+    return Costs(text, *(dict.fromkeys(SIZES, each) for each in others))
 
 
 KEYS = map(str, itertools.count())
@@ -87,31 +88,51 @@ def submit(scheduler, job, key=None, partials=None):
     return future
 
 
+def draw_job(draw):
+    steps = draw.choice([1, 2, 4, 8, 16])
+    size = draw.choice(["64x64", "64x64", "96x64"])
+    # One of two pictures, half of it to be painted, or all, or no picture at all.
+    width, height = map(int, size.split("x"))
+    pixels = np.random.default_rng(draw.randrange(2)).integers(0, 256, (height, width, 3), np.uint8)
+    mask = np.arange(width) < np.full((height, 1), width // 2)
+    tensors = draw.choice([{}, {}, {"picture": pixels}, {"picture": pixels, "mask": mask}])
+    return Job(
+        prompt=draw.choice(["a fox", "an owl at night", "a very long prompt " * 9]),
+        seed=draw.randrange(2**32),
+        steps=steps,
+        size=size,
+        partials=draw.choice([0, 0, 3]),
+        start=draw.randrange(steps) if tensors else 0,
+        tensors=tensors,
+    )
+
+
 def draw_jobs(count, seed=4):
     draw = random.Random(seed)
-    return [
-        Job(
-            prompt=draw.choice(["a fox", "an owl at night", "a very long prompt " * 9]),
-            seed=draw.randrange(2**32),
-            steps=draw.choice([1, 2, 4, 8, 16]),
-            size=draw.choice(["64x64", "64x64", "96x64"]),
-            partials=draw.choice([0, 0, 3]),
-        )
-        for _ in range(count)
-    ]
+    return [draw_job(draw) for _ in range(count)]
 
 
 def euler(pipeline, job):
     """The plain loop: the picture, and what each step foresees."""
     condition = pipeline.encode([job.prompt])
-    latents = pipeline.noise(job.seed, job.size)[None]
-    sigmas = np.array(pipeline.manifest.sigmas[job.size][job.steps], dtype=np.float32)
-    foreseen = []
+    latents = noise = pipeline.noise(job.seed, job.size)[None]
+    sigmas = np.array(pipeline.manifest.sigmas[job.size][job.steps], dtype=np.float32)[job.start :]
+    picture, mask = map(job.tensors.get, ("picture", "mask"))
+    if picture is not None:
+        known = pipeline.encode_picture(picture)[None]
+        latents = (1 - sigmas[0]) * known + sigmas[0] * noise
+    shown = []
     for sigma, following in itertools.pairwise(sigmas):
         velocity = pipeline.velocity(latents, sigma[None], condition)
-        foreseen.append(pipeline.decode(latents - sigma * velocity)[0])
+        shown.append(pipeline.decode(latents - sigma * velocity)[0])
         latents = latents + (following - sigma) * velocity
-    return pipeline.decode(latents)[0], foreseen
+        if mask is not None:
+            given = (1 - following) * known + following * noise
+            latents = np.where(mask[::4, ::4], latents, given)
+    shown.append(pipeline.decode(latents)[0])
+    if mask is not None:
+        shown = [np.where(mask[..., None], image, picture) for image in shown]
+    return shown[-1], shown[:-1]
 
 
 def test_a_picture_alone_is_the_plain_euler_loop(pipeline, scheduler):
@@ -134,13 +155,14 @@ def test_mixed_company_changes_no_picture(pipeline, scheduler):
     futures = [submit(scheduler, *one) for one in zip(jobs, map(str, jobs), partials, strict=True)]
     for future, image in zip(futures, expected, strict=True):
         assert np.array_equal(future.result(60).image, image)
-    assert scheduler.counters["steps"] == sum(job.steps for job in jobs)
+    assert {len(job.tensors) for job in jobs} == {0, 1, 2}
+    assert scheduler.counters["steps"] == sum(job.steps - job.start for job in jobs)
     assert scheduler.counters["executions"] < scheduler.counters["steps"] / 2
     assert max(max(future.result().report["batches"]) for future in futures) == 8
     assert scheduler._pipeline.lanes, "the pictures of this test were to be made on two lanes"
     for job, received in zip(jobs, partials, strict=True):
         assert [partial.index for partial in received] == list(
-            range(min(job.partials, job.steps - 1))
+            range(min(job.partials, job.steps - job.start - 1))
         )
 
 
@@ -246,6 +268,15 @@ def test_an_expired_job_never_starts_a_step(held):
         (Job("a fox", 1, 17, "64x64"), "17 steps are not served, only 1, 2"),
         (Job("a fox", 1, 0, "64x64"), "0 steps are not served"),
         (Job("\ud800", 1, 4, "64x64"), "not valid Unicode"),
+        (
+            Job("a fox", 1, 4, "96x64", tensors={"picture": GREY}),
+            r"picture is uint8 of \(64, 64, 3",
+        ),
+        (Job("a fox", 1, 4, "64x64", tensors={"picture": GREY / 255}), "picture is float64 of"),
+        (Job("a fox", 1, 4, "64x64", tensors={"pose": GREY}), "pose is uint8 of .*, unknown"),
+        (Job("a fox", 1, 4, "64x64", tensors={"mask": GREY[..., 0] > 9}), "there is none"),
+        (Job("a fox", 1, 4, "64x64", start=1), "there is none"),
+        (Job("a fox", 1, 4, "64x64", start=4, tensors={"picture": GREY}), "no start 4 among 4"),
     ],
 )
 def test_refuses_what_it_cannot_make(scheduler, job, complaint):
