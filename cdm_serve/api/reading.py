@@ -102,8 +102,9 @@ async def json_fields(request: Request) -> dict[str, Any]:
         ApiError: it is no JSON object, or not said to be one.
     """
     content_type = request.headers.get("content-type", "")
-    # Pages of other origins may send any body, but not with this type.
-    if "json" not in content_type:
+    media = content_type.partition(";")[0].strip().lower()
+    # Pages of other origins may send any body, but none that is said to be JSON.
+    if media != "application/json" and not media.endswith("+json"):
         raise ApiError(f"content-type is {content_type or 'missing'}: send application/json")
     try:
         body = await request.json()
@@ -124,7 +125,7 @@ def read_request(given: Mapping[str, Any], kind: type[R], notes: Notes) -> R:
     unknown = [name for name in fields if name not in kind.model_fields]
     for name in unknown:
         del fields[name]
-        param = name[:40]
+        param = name[:40].encode(errors="replace").decode()  # half a surrogate pair is no UTF-8
         fault = ApiError(f"{param}: unknown parameter", param=param, code="unknown_parameter")
         if ESSENTIAL.fullmatch(name):
             notes.refuse(fault)
@@ -175,7 +176,7 @@ def _as_meant(given: Mapping[str, Any]) -> dict[str, Any]:
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

@@ -17,6 +17,17 @@ def test_flags():
     assert (settings.open, settings.drain_seconds, settings.log) == (True, 2.5, "json")
 
 
+def test_a_list_is_given_with_commas_or_flag_by_flag(tmp_path):
+    settings = load_settings(["--alias", "a=b, *=c", "--alias", "d=b", "--allowed-host", "x,y"])
+    assert settings.alias == {"a": "b", "*": "c", "d": "b"}
+    assert settings.allowed_host == ("x", "y")
+    (tmp_path / "toml").write_text('alias = {"*" = "c"}\nallowed_host = ["x", "y"]')
+    settings = load_settings(["--config", str(tmp_path / "toml")])
+    assert (settings.alias, settings.allowed_host) == ({"*": "c"}, ("x", "y"))
+    with pytest.raises(StartError, match="it must be NAME=MODEL"):
+        load_settings(["--alias", "a"])
+
+
 def test_every_setting_can_come_from_the_environment_and_from_the_file(tmp_path, monkeypatch):
     monkeypatch.delenv("CDM_SERVE_WARM_UP_SECONDS", raising=False)
     examples = {str: "text", int: 3, float: 2.5, bool: True, Path: "a/b"}

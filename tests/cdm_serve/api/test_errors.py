@@ -60,6 +60,9 @@ def test_a_bad_field_is_named(server, fields, status, param):
         (b'{"prompt": "\xff\xfe"}', "not valid JSON"),
         (b"[" * 50_000, "not valid JSON"),
         (b'{"prompt": "\\ud800"}', "prompt"),
+        (b'{"prompt": "", "\\ud800": 1}', "prompt"),
+        (b'{"prompt": "", "seed": 1%s}' % (b"0" * 4000), "prompt"),
+        (b'{"prompt": "", "guidance_scale": NaN}', "prompt"),
     ],
 )
 def test_a_broken_body_is_refused(server, body, complaint):
@@ -68,8 +71,11 @@ def test_a_broken_body_is_refused(server, body, complaint):
     assert complaint in check(response, 400, param)
 
 
-def test_another_content_type_is_refused(server):
-    response = server.http.post(ROUTE, data={"prompt": "a fox"})
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain;json"])
+def test_another_content_type_is_refused(server, content_type):
+    response = server.http.post(
+        ROUTE, content=b'{"prompt": "a fox"}', headers={"content-type": content_type}
+    )
     assert "send application/json" in check(response, 400)
 
 
