@@ -101,6 +101,7 @@ class Settings(BaseSettings):
     requests_per_minute: int | None = _flag(LIMITS, "N", "of one key", None, gt=0)
     images_per_minute: int | None = _flag(LIMITS, "N", "of one key", None, gt=0)
     body_limit: int = _flag(LIMITS, "BYTES", "largest request body", 65536, gt=0)
+    upload_limit: int = _flag(LIMITS, "BYTES", "largest request with pictures", 32 * 2**20, gt=0)
     prompt_limit: int = _flag(LIMITS, "CHARACTERS", "longest prompt", 4000, gt=0)
     queue_seconds: float = _flag(LIMITS, "SECONDS", "most work that may wait, else 429", 10.0, gt=0)
     url_bytes: int = _flag(LIMITS, "BYTES", "memory for pictures behind links", 256 * 2**20, gt=0)

@@ -96,6 +96,13 @@ class Server:
         assert response.content.startswith(b"\x89PNG")
         return response.content
 
+    def edit(
+        self, image: bytes, mask: bytes | None = None, route: str = "edits", **fields: object
+    ) -> httpx.Response:
+        files = {"image": image} | ({} if mask is None else {"mask": mask})
+        texts = {name: str(value) for name, value in fields.items()}
+        return self.http.post(f"/v1/images/{route}", data=texts, files=files)
+
     def metric(self, name: str, **labels: str) -> float:
         """One number of /metrics; 0.0 when it is not there."""
         for family in text_string_to_metric_families(self.http.get("/metrics").text):

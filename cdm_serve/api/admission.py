@@ -28,10 +28,14 @@ class PictureCost:
     alone: float
 
     @classmethod
-    def of(cls, costs: dict[str, Any], size: str, steps: int, partials: int) -> "PictureCost":
-        """``costs`` are those of a model's card."""
+    def of(
+        cls, costs: dict[str, Any], size: str, steps: int, partials: int, *, incoming: bool = False
+    ) -> "PictureCost":
+        """``costs`` are those of a model's card; ``incoming``: a picture is encoded for it."""
         text, step, decode = costs["text"], costs[size]["step"], costs[size]["decode"]
         decodings = 1 + partials
+        if incoming:
+            text += costs[size]["picture"]["1"]
         return cls(
             shared=text + steps * _best(step) + decodings * _best(decode),
             alone=text + steps * step["1"] + decodings * decode["1"],

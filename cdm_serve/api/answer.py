@@ -90,6 +90,7 @@ def _line(body: dict[str, Any]) -> str:
 
 def _event(plan: Plan, event: Preview | Made) -> dict[str, Any]:
     """The ``data`` of one event; the client goes by its ``type``."""
+    kind = "image_edit" if plan.edit else "image_generation"
     shared = {
         "b64_json": base64.b64encode(event.file).decode(),
         "created_at": int(time.time()),
@@ -98,14 +99,14 @@ def _event(plan: Plan, event: Preview | Made) -> dict[str, Any]:
     }
     if isinstance(event, Preview):
         return {
-            "type": "image_generation.partial_image",
+            "type": f"{kind}.partial_image",
             "partial_image_index": event.index,
             **shared,
             "seed": event.seed,
             "step": event.step,
         }
     return {
-        "type": "image_generation.completed",
+        "type": f"{kind}.completed",
         **shared,
         "usage": _usage(plan, [event]),
         "warnings": list(plan.warnings),
@@ -138,9 +139,10 @@ def _usage(plan: Plan, pictures: list[Made]) -> dict[str, Any]:
     """A ``Usage``."""
     tokens = sum(made.tokens for made in pictures)
     positions = plan.positions * len(pictures)
+    read = positions if plan.edit else 0
     return {
-        "input_tokens": tokens,
-        "input_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
+        "input_tokens": tokens + read,
+        "input_tokens_details": {"text_tokens": tokens, "image_tokens": read},
         "output_tokens": positions,
-        "total_tokens": tokens + positions,
+        "total_tokens": tokens + read + positions,
     }

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 import cdm_serve
 from cdm_serve.api.admission import Admission
 from cdm_serve.api.auth import RATED, Keys, RateLimits
+from cdm_serve.api.edits import Edits
 from cdm_serve.api.errors import install_handlers
 from cdm_serve.api.files import FileStore, files_router
 from cdm_serve.api.generation import ImageGenerator
@@ -57,6 +58,7 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
     )
     app.include_router(images.router())
     app.include_router(jobs.router())
+    app.include_router(Edits(images, executor).router())
     app.include_router(files_router(store))
     app.include_router(models_router(backend, int(time.time()), settings.alias))
     app.include_router(operations_router(backend, metrics, State(backend, admission, store)))

@@ -105,7 +105,16 @@ class ImageGenerator:
     ) -> Made:
         """``shown`` are the previews that were emitted before."""
         seed = plan.seeds[number]
-        job = Job(plan.prompt, seed, plan.steps, plan.size, plan.partials, plan.deadline)
+        job = Job(
+            prompt=plan.prompt,
+            seed=seed,
+            steps=plan.steps,
+            size=plan.size,
+            partials=plan.partials,
+            deadline=plan.deadline,
+            start=plan.start,
+            tensors=plan.tensors,
+        )
         async with aclosing(self._backend.stream(plan.model.id, job)) as answers:
             async for answer in answers:
                 if isinstance(answer, Picture):
@@ -150,6 +159,8 @@ class ImageGenerator:
             "milliseconds": report["milliseconds"] | {"encode": encode},
             "spans": [*spans, ("encode", round(after, 3), encode)],
         }
+        if plan.edit:
+            receipt["strength"] = plan.strength
         picture_spans(report["arrived"], receipt)
         return Made(file, number, receipt, report["tokens"])
 
@@ -164,6 +175,8 @@ class ImageGenerator:
             "model": plan.model.id,
             "fingerprint": plan.model.fingerprint,
         }
+        if plan.edit:
+            facts["strength"] = str(plan.strength)
         # A JPEG has room for 64 KiB of text.
         if self._embed_prompt and len(json.dumps(plan.prompt)) < 60_000:
             facts["prompt"] = plan.prompt

@@ -75,31 +75,51 @@ class Images:
             """Make pictures of a prompt; OpenAI's request and answer, or the picture itself."""
             notes = Notes(self.settings.strict)
             body = read_request(await json_fields(request), ImageRequest, notes)
-            if not self.backend.ready:
-                raise BackendLost("the model is being loaded")
-            plan, ticket = self._admit(body, notes, request)
-            try:
-                response = await self._answer(plan, ticket, request)
-                if plan.warnings:
-                    response.headers["x-warnings"] = json.dumps(plan.warnings)
-                return response
-            except ClientLeft:
-                ticket.close()
-                self.metrics.clients_left.inc()
-                return Response(status_code=499)  # only the log reads it
-            except BaseException:
-                ticket.close()
-                raise
+            return await self.serve(self.plan(body, notes, request), request)
 
         return router
 
-    def _admit(self, body: ImageRequest, notes: Notes, request: Request) -> tuple[Plan, Ticket]:
+    def plan(self, body: ImageRequest, notes: Notes, request: Request) -> Plan:
+        """What is to be made of a request.
+
+        Raises:
+            ApiError: something in it is wrong.
+            BackendLost: no model is there yet.
+        """
+        if not self.backend.ready:
+            raise BackendLost("the model is being loaded")
         later = prefers_job(request)
         allowed = seconds_allowed(request.headers, stream=bool(body.stream), later=later)
         accept = request.headers.get("accept", "*/*")
         models = self.backend.models
-        plan = make_plan(body, notes, accept, models, self.settings, allowed, later=later)
-        cost = PictureCost.of(plan.model.costs, plan.size, plan.steps, plan.partials)
+        return make_plan(body, notes, accept, models, self.settings, allowed, later=later)
+
+    async def serve(self, plan: Plan, request: Request) -> Response:
+        """The answer, when there is room for the plan and it was made.
+
+        Raises:
+            ApiError: there is no room.
+            BackendError, BackendLost: the model failed.
+        """
+        ticket = self._admit(plan, request)
+        try:
+            response = await self._answer(plan, ticket, request)
+            if plan.warnings:
+                response.headers["x-warnings"] = json.dumps(plan.warnings)
+            return response
+        except ClientLeft:
+            ticket.close()
+            self.metrics.clients_left.inc()
+            return Response(status_code=499)  # only the log reads it
+        except BaseException:
+            ticket.close()
+            raise
+
+    def _admit(self, plan: Plan, request: Request) -> Ticket:
+        later = prefers_job(request)
+        allowed = seconds_allowed(request.headers, stream=plan.stream, later=later)
+        steps, costs = plan.steps - plan.start, plan.model.costs
+        cost = PictureCost.of(costs, plan.size, steps, plan.partials, incoming=plan.edit)
         with self.metrics.counting_shed():
             ticket = self.admission.admit(cost, len(plan.seeds), allowed)
             try:
@@ -107,7 +127,7 @@ class Images:
             except BaseException:
                 ticket.close()
                 raise
-        return plan, ticket
+        return ticket
 
     async def _answer(self, plan: Plan, ticket: Ticket, request: Request) -> Response:
         events = self.generator.generate(plan, ticket)

@@ -111,6 +111,7 @@ class Jobs:
                 logger.exception("a job failed")
         finally:
             job.ticket.close()
+            job.plan = replace(job.plan, tensors={})  # kept long, and large
             if self._running.pop(job.id, None):  # else it was deleted
                 self._finished[job.id] = job
 

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdm_serve.api.auth import Keys, RateLimits
+from cdm_serve.api.edits import ROUTES as UPLOADS
 from cdm_serve.api.errors import ApiError
 from cdm_serve.api.files import ROUTE as FILES
 from cdm_serve.api.metrics import Metrics
@@ -23,7 +24,10 @@ access = logging.getLogger("cdm_serve.access")
 
 BODY_SECONDS = 30.0
 GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-ROUTES = ("/v1/images/generations", "/v1/images/files/", "/v1/images/jobs/", "/v1/models")
+ROUTES = (
+    *("/v1/images/generations", *UPLOADS, "/v1/images/files/", "/v1/images/jobs/"),
+    "/v1/models",
+)
 CLIENT_LEFT = 499  # nginx's number for a client that did not wait
 
 
@@ -38,7 +42,6 @@ class RequestMiddleware:
         self._keys = keys
         self._limits = limits
         self._metrics = metrics
-        self._body_limit = settings.body_limit
         self._hosts = known_hosts(settings, guarded=keys.needed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,7 +79,7 @@ class RequestMiddleware:
             if refusal is not None:
                 await refusal.response()(scope, receive, send_with_id)
             else:
-                await self._app(scope, self._limited(receive), send_with_id)
+                await self._app(scope, self._limited(receive, path), send_with_id)
         except Exception:
             # Starlette has answered before it raised; only the log still needs to know.
             logger.exception("%s failed on %s %s", request_id, method, path)
@@ -103,11 +106,16 @@ class RequestMiddleware:
                 headers={"www-authenticate": "Bearer"},
             )
         declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._body_limit:
-            return ApiError(self._too_large(), status=413)
+        if declared.isdecimal() and int(declared) > self._limit(path):
+            return ApiError(self._too_large(path), status=413)
         return None
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limit(self, path: str) -> int:
+        """Bytes of a body."""
+        uploads = path in UPLOADS
+        return self._settings.upload_limit if uploads else self._settings.body_limit
+
+    def _limited(self, receive: Receive, path: str) -> Receive:
         """A body without a declared length is counted as it comes; one that drips is cut off."""
         received = 0
         until = time.monotonic() + BODY_SECONDS
@@ -122,14 +130,14 @@ class RequestMiddleware:
                 raise HTTPException(408, f"the body took over {BODY_SECONDS:g} s") from None
             received += len(message.get("body", b""))
             whole = whole or not message.get("more_body", False)
-            if received > self._body_limit:
-                raise HTTPException(413, self._too_large())
+            if received > self._limit(path):
+                raise HTTPException(413, self._too_large(path))
             return message
 
         return limited
 
-    def _too_large(self) -> str:
-        return f"the body is larger than {self._body_limit} bytes"
+    def _too_large(self, path: str) -> str:
+        return f"the body is larger than {self._limit(path)} bytes"
 
     def _observe(self, scope: Scope, method: str, path: str, status: int, seconds: float) -> None:
         """Count it, and log it."""

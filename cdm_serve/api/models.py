@@ -33,6 +33,7 @@ class ModelEntry(BaseModel):
     default_size: str
     default_steps: int
     max_steps: int
+    edits: bool = Field(description="whether it takes pictures, at /v1/images/edits")
     verified: str = Field(description="how far the export was compared: full, quick or none")
     batches: BatchesEntry
 

@@ -1,7 +1,9 @@
 """What exactly is made of a request, and what comes of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from numpy.typing import NDArray
 
 from cdm_serve.api.schema import OutputFormat
 from cdm_serve.engine.card import ModelCard
@@ -15,7 +17,9 @@ class Plan:
 
     ``raw``: answer with the picture itself, not JSON; ``link``: with its address; ``stream``: with
     events, among them up to ``partials`` previews a picture. ``deadline`` is in unix seconds.
-    ``warnings`` tell the client what was asked for and is not done, or done otherwise.
+    An edit makes all but the first ``start`` of its steps, as its ``strength`` asks, from what is
+    in ``tensors`` for the engine. ``warnings`` tell the client what was asked for and is not done,
+    or done otherwise.
     """
 
     model: ModelCard
@@ -31,6 +35,14 @@ class Plan:
     partials: int
     deadline: float | None
     warnings: tuple[str, ...] = ()
+    start: int = 0
+    strength: float | None = None
+    tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def edit(self) -> bool:
+        """Whether it is made of a picture."""
+        return self.strength is not None
 
     @property
     def positions(self) -> int:

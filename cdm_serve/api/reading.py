@@ -5,6 +5,7 @@ what this server cannot do is left out and told as a warning; with ``strict`` bo
 What is refused is told all at once.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ ALIASES = {
     "cfg_scale": "guidance_scale",
     "guidance": "guidance_scale",
     "true_cfg_scale": "guidance_scale",
+    "rng_seed": "seed",
+    "denoising_strength": "strength",
 }
 # No picture of this server depends on them.
 HARMLESS = {"moderation", "generator_device"}
@@ -106,14 +109,23 @@ async def json_fields(request: Request) -> dict[str, Any]:
     # Pages of other origins may send any body, but none that is said to be JSON.
     if media != "application/json" and not media.endswith("+json"):
         raise ApiError(f"content-type is {content_type or 'missing'}: send application/json")
+    return json_object(await request.body())
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """What a body says.
+
+    Raises:
+        ApiError: it is no JSON object.
+    """
     try:
-        body = await request.json()
+        fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "it is no text, or nested too deep")
         raise ApiError(f"the body is not valid JSON: {reason}") from None
-    if not isinstance(body, dict):
+    if not isinstance(fields, dict):
         raise ApiError("the body must be a JSON object")
-    return body
+    return fields
 
 
 def read_request(given: Mapping[str, Any], kind: type[R], notes: Notes) -> R:

@@ -95,6 +95,7 @@ class Receipt(BaseModel):
     size: str
     model: str
     fingerprint: str = Field(description="of the exported model, a SHA-256")
+    strength: float | None = Field(None, description="of an edit, of which the last steps are made")
     batches: list[int] = Field(description="how many pictures shared each step")
     milliseconds: dict[str, float] = Field(description="by stage; text, steps, decode and others")
     spans: list[tuple[str, float, float]] = Field(

@@ -22,6 +22,12 @@ def opened(item):
     return Image.open(io.BytesIO(base64.b64decode(item.b64_json)))
 
 
+def png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def test_the_openai_client_gets_a_picture(client, manifest):
     answer = client.images.generate(prompt="a fox in the snow", extra_body={"seed": 7})
     (item,) = answer.data
@@ -145,13 +151,25 @@ def test_seeds_prompts_and_steps_make_different_pictures(server):
 def test_a_crowd_gets_the_bytes_that_each_gets_alone(server):
     draw = random.Random(0)
     prompts = ["a fox", "an owl", *(f"{number} boats" for number in range(20))]
+    half = Image.new("L", (64, 64))
+    half.paste(255, (0, 0, 32, 64))
+    files = [server.picture("a pig", 1, 1)], [server.picture("a pig", 2, 1), png(half)], []
     jobs = [
-        (draw.choice(prompts), draw.randrange(2**40), draw.randint(1, 16), size)
+        (draw.choice(files), draw.choice(prompts), draw.randrange(2**40), draw.randint(1, 16), size)
         for size in ("64x64", "96x64") * 100
     ]
-    alone = [server.picture(*job) for job in jobs]
+
+    def made(job):
+        sent, prompt, seed, steps, size = job
+        if not sent:
+            return server.picture(prompt, seed, steps, size)
+        facts = {"seed": seed, "num_inference_steps": steps, "size": size}
+        response = server.edit(*sent, prompt=prompt, strength=0.6, **facts)
+        return base64.b64decode(response.json()["data"][0]["b64_json"])
+
+    alone = [made(job) for job in jobs]
     with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(lambda job: server.picture(*job), jobs)) == alone
+        assert list(pool.map(made, jobs)) == alone
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""Uploaded files to pixels of a served size; nothing in them is believed.
+
+Pillow is asked for three formats alone, and for pixels only when their number is known to be small.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cdm_serve.api.errors import ApiError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+# About what a good phone takes, and 100 MB while it is decoded.
+MOST_PIXELS = 25_000_000
+# What is lighter is to be painted, in a mask without transparency.
+HALF = 128
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture and a mask as an engine takes them, both of ``size``."""
+
+    size: str
+    tensors: dict[str, NDArray[np.generic]]
+
+
+def prepare(image: bytes, mask: bytes | None, sizes: Sequence[str]) -> Prepared:
+    """Decode an upload and its mask, and crop both to that of the sizes that has their shape best.
+
+    Of equal ones the first. Where no mask is given, what is fully transparent in the picture is to
+    be painted; without transparency too there is no mask.
+
+    Raises:
+        ApiError: one of them cannot be used; the text is for the client.
+    """
+    picture, painted = _opened(image, "image"), None
+    if mask is not None:
+        painted = _painted(_opened(mask, "mask"))
+        if painted.size != picture.size:
+            found, expected = ("x".join(map(str, each.size)) for each in (painted, picture))
+            raise ApiError(
+                f"mask: is {found}, and the image {expected}: send one of its size", param="mask"
+            )
+    elif picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] == 0:
+        painted = _painted(picture)
+    if picture.mode == "RGBA":
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture).convert("RGB")
+    size = min(sizes, key=lambda each: _difference(picture.size, each))
+    width, height = map(int, size.split("x"))
+    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    tensors: dict[str, NDArray[np.generic]] = {"picture": np.asarray(fitted)}
+    if painted is not None:
+        fitted = ImageOps.fit(painted, (width, height), Image.Resampling.BOX)
+        tensors["mask"] = np.asarray(fitted) >= HALF
+        if not tensors["mask"].any():
+            raise ApiError(
+                "mask: nothing is to be painted; expected pixels with alpha 0, or white ones in a "
+                "mask without transparency",
+                param="mask",
+            )
+    return Prepared(size, tensors)
+
+
+def _opened(data: bytes, param: str) -> Image.Image:
+    """As RGB, or RGBA where anything in it may be transparent; turned as its EXIF says."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check(image, param)
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+            return turned.convert("RGBA" if turned.has_transparency_data else "RGB")
+    except ApiError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(param) from None
+    except UnidentifiedImageError:
+        raise ApiError(
+            f"{param}: is no PNG, JPEG or WebP file, or the beginning of it is damaged", param=param
+        ) from None
+    except Exception:  # every decoder has errors of its own
+        raise ApiError(f"{param}: the file is damaged or cut off", param=param) from None
+
+
+def _check(image: Image.Image, param: str) -> None:
+    """Refuse what would take much memory, and what is more than one picture."""
+    if image.width * image.height > MOST_PIXELS:
+        raise _too_large(param)
+    frames = getattr(image, "n_frames", 1)
+    if image.format != "MPO" and frames > 1:  # phones hide further pictures behind a JPEG
+        raise ApiError(f"{param}: has {frames} frames: send one still picture", param=param)
+
+
+def _too_large(param: str) -> ApiError:
+    return ApiError(
+        f"{param}: has more than {MOST_PIXELS // 10**6} million pixels: send a smaller picture",
+        param=param,
+    )
+
+
+def _painted(image: Image.Image) -> Image.Image:
+    """255 where to paint, else 0: where it is fully transparent, or else where it is light."""
+    if image.mode == "RGBA":
+        return image.getchannel("A").point(lambda alpha: 255 * (alpha == 0))
+    return image.convert("L").point(lambda grey: 255 * (grey >= HALF))
+
+
+def _difference(sides: tuple[int, int], size: str) -> float:
+    """Between two shapes; rounded, so that of equal ones the first is taken."""
+    (width, height), (w, h) = sides, map(int, size.split("x"))
+    return round(abs(math.log((width * h) / (height * w))), 6)
