@@ -121,7 +121,10 @@ def test_the_gateways_start_as_they_are_written(name, server, repository, tmp_pa
     service = services()[name]
     assert "command" not in service
     assert 'CMD ["cdm-serve"]' in (ROOT / "Dockerfile").read_text()
-    settings = {key: replaced.get(value, value) for key, value in service["environment"].items()}
+    settings = {
+        key: replaced.get(value, re.sub(r"\$\{\w+:-(.*)\}", r"\1", value))
+        for key, value in service["environment"].items()
+    }
     output = tmp_path / "output"
     with output.open("w") as file:
         process = subprocess.Popen(

@@ -100,6 +100,8 @@ def test_a_link_leads_to_the_same_file(client, server):
         response = server.http.get(linked.url)
         assert response.headers["content-type"] == "image/jpeg"
         assert response.content == base64.b64decode(item.b64_json)
+        head = server.http.head(linked.url)
+        assert int(head.headers["content-length"]) == len(response.content)
     gone = server.http.get("/v1/images/files/nothing.png")
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
 

@@ -207,5 +207,7 @@ def test_a_page_of_another_origin_and_the_playground_below_a_path(proxied, page,
         browser.wait("document.querySelector('#steps')?.options.length === 16")
         browser.run("document.querySelector('#form').requestSubmit()")
         browser.wait("document.querySelector('#frame img[src]:not(.partial)')?.complete")
+        browser.run(f"location.href = {json.dumps(outside.url + '/docs')}")
+        browser.wait("document.querySelectorAll('.opblock').length > 5")
     finally:
         browser.close()
