@@ -85,6 +85,9 @@ class Optimiser:
             The gradient's norm before clipping, a scalar on the device.
         """
         parameters = list(trained(self.network).values())
+        for parameter in parameters:
+            if parameter.grad is None:  # the text of some last blocks: a checkpoint wants moments
+                parameter.grad = torch.zeros_like(parameter)
         norm: Any = nn.utils.clip_grad_norm_(parameters, self.recipe.grad_clip)
         for group in self.adam.param_groups:
             group["lr"] = self.rate * rate_factor(done, self.total, self.recipe)

@@ -1,8 +1,18 @@
 """Tiny students as ``cdm-distill`` would describe them, and their verification by hand."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pipelines import (
+    tiny_flux,
+    tiny_klein,
+    tiny_longcat,
+    tiny_qwen_image,
+    tiny_sd3,
+    tiny_z_image,
+)
 
 from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL, parse_manifest
 from export.manifest import manifest
@@ -23,6 +33,22 @@ CARD: dict[str, Any] = {
     "height": 64,
     "width": 64,
 }
+# Of every other architecture what makes a tiny pipeline, and what the student's card says.
+FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
+    "sd3.5": (lambda folder: tiny_sd3(folder, t5=True, dual_attention=True), {}),
+    "longcat": (tiny_longcat, {"architecture": "longcat", "max_sequence_length": 512}),
+    "flux": (tiny_flux, {"architecture": "flux"}),
+    "flux-dev": (
+        lambda folder: tiny_flux(folder, guidance=True),
+        {"architecture": "flux", "guidance_scale": 3.5},
+    ),
+    "klein": (tiny_klein, {"architecture": "flux2-klein", "max_sequence_length": 60}),
+    "qwen-image": (tiny_qwen_image, {"architecture": "qwen-image", "max_sequence_length": 350}),
+    "z-image": (
+        tiny_z_image,
+        {"architecture": "z-image", "guidance_scale": 0.0, "max_sequence_length": 96},
+    ),
+}
 # 72x56 has 9 x 7 patches, where position embeddings' crop is easily one row off.
 SIZES = (Size(64, 64), Size(72, 56))
 
@@ -30,6 +56,12 @@ SIZES = (Size(64, 64), Size(72, 56))
 def write_card(folder: Path, **changes: Any) -> Path:
     (folder / "cdm.json").write_text(json.dumps(CARD | changes), encoding="utf-8")
     return folder
+
+
+def family(name: str, folder: Path) -> Path:
+    """A student of one of ``FAMILIES``."""
+    make, card = FAMILIES[name]
+    return write_card(make(folder), name=name, **card)
 
 
 def plan_of(

@@ -9,6 +9,7 @@ from typing import Any
 import fake_gpu
 import onnx
 import pytest
+from students import FAMILIES, family
 
 from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL, read_manifest
 from cdm_serve.engine.runtimes import runtime_for
@@ -18,7 +19,7 @@ from export.errors import ExportError
 from export.plan import Plan, plan
 from export.profiles import Profile, profiles, trtexec
 from export.request import EngineOptions, Request, Size
-from export.student import Student
+from export.student import Student, load_student
 from export.tensorrt import build_engine
 
 WriteGraph = Callable[[Student, str, str], Path]
@@ -112,7 +113,25 @@ def test_operators_and_types_are_documented(
     component: str,
 ) -> None:
     student = request.getfixturevalue("student" if architecture == "sd3" else architecture)
-    model = onnx.load(write_graph(student, component, precision))
+    check_operators(onnx.load(write_graph(student, component, precision)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_other_architectures(
+    name: str, tmp_path: Path, write_graph: WriteGraph, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = family(name, tmp_path / name)
+    student = load_student(folder)
+    for component in ("text_encoder", "transformer", "vae_decoder"):
+        check_operators(onnx.load(write_graph(student, component, "bf16")))
+    options = ["--to", "tensorrt", "--dry-run", "--max-batch", "4", "--out", str(tmp_path)]
+    assert main([str(folder), *options]) == 0
+    assert "--maxShapes=latents:4x" in capsys.readouterr().out
+
+
+def check_operators(model: onnx.ModelProto) -> None:
+    """That TensorRT's list has all operators and types."""
     assert not model.functions
     graph = model.graph
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
