@@ -98,7 +98,7 @@ def test_mistakes_exit_with_2_and_one_line(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_class_name": "StableDiffusionPipeline"}, "not a flow-matching pipeline"),
+        ({"_class_name": "PixArtAlphaPipeline"}, "not a flow-matching pipeline"),
         ({"transformer": ["diffusers", "NoSuchNetwork"]}, "NoSuchNetwork, which is not known here"),
     ],
 )
