@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipelines import tiny_longcat, tiny_sd3
+from pipelines import tiny_longcat, tiny_qwen_image, tiny_sd3
 from safetensors.torch import load_file, save_file
 
 from export.cli import main
@@ -200,6 +200,19 @@ def test_a_lora_is_merged(plain: Path, tmp_path: Path) -> None:
     lora(file, prefix="transformer.other_")
     with pytest.raises(ExportError, match=str(file)):
         load_student(plain, loras=((file, 1.0),))
+
+
+def test_a_lightning_lora_is_merged(tmp_path: Path) -> None:
+    """Qwen-Image's: keys as lightx2v writes them, with an alpha that is not the rank."""
+    folder = tiny_qwen_image(tmp_path / "qwen-image")
+    place = "transformer_blocks.1.attn.to_q"
+    down, up = torch.randn(4, 32), torch.randn(32, 4)
+    pair = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(8.0)}
+    file = tmp_path / "lightning.safetensors"
+    save_file({f"{place}.{name}": weight for name, weight in pair.items()}, file)
+    expected = load_file(folder / WEIGHTS)[f"{place}.weight"] + 8 / 4 * up @ down
+    found = load_student(folder, loras=((file, 1.0),)).adapter.transformer.state_dict()
+    torch.testing.assert_close(found[f"{place}.weight"], expected)
 
 
 def test_a_transformer_in_a_base(plain: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_other_architectures(
 ) -> None:
     folder = family(name, tmp_path / name)
     student = load_student(folder)
-    for component in ("text_encoder", "transformer", "vae_decoder"):
+    for component in (*COMPONENTS, *OPTIONAL):
         check_operators(onnx.load(write_graph(student, component, "bf16")))
     options = ["--to", "tensorrt", "--dry-run", "--max-batch", "4", "--out", str(tmp_path)]
     assert main([str(folder), *options]) == 0
