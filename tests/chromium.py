@@ -93,6 +93,25 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, selector: str, path: list[tuple[float, float]]) -> None:
+        """Move over an element with the button held; places are parts of its width and height."""
+        left, top, width, height = self.run(
+            f"""(() => {{
+              const element = document.querySelector({json.dumps(selector)});
+              element.scrollIntoView({{ block: "center" }});
+              const box = element.getBoundingClientRect();
+              return [box.left, box.top, box.width, box.height];
+            }})()"""
+        )
+        places = [(left + x * width, top + y * height) for x, y in path]
+        for kind, (x, y) in [
+            ("mousePressed", places[0]),
+            *(("mouseMoved", place) for place in places),
+            ("mouseReleased", places[-1]),
+        ]:
+            held = {"button": "left", "buttons": 1, "clickCount": 1}
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **held)
+
     def controls(self) -> list[tuple[str, str]]:
         """Role and accessible name of everything that can have the focus."""
         nodes = self._call("Accessibility.getFullAXTree")["nodes"]

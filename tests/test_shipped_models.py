@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 
-from distill.demo.emoji.vocabulary import COLORS, POSITIONS
+from distill.demo.emoji.compose import BACKGROUNDS
+from distill.demo.emoji.judge import load_judge
+from distill.demo.emoji.score import look
+from distill.demo.emoji.vocabulary import COLORS, POSITIONS, SUBJECTS
 
 MODELS = Path(__file__).parents[1] / "models"
 # Subject, position, background: none of the subjects has the colour it stands on.
@@ -42,12 +45,41 @@ def test_the_student_says_how_it_is_sampled() -> None:
     assert (card["width"], card["height"], card["guidance_scale"]) == (64, 64, 1.0)
 
 
-def test_ten_prompts_have_their_background_and_position() -> None:
+@pytest.fixture(scope="module")
+def student() -> StableDiffusion3Pipeline:
     pipeline = StableDiffusion3Pipeline.from_pretrained(
         MODELS / "emoji-student", text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
     pipeline.set_progress_bar_config(disable=True)
-    pictures = pipeline(
+    return pipeline
+
+
+def test_a_fox_becomes_a_panda_in_the_same_place(student: StableDiffusion3Pipeline) -> None:
+    """As the engine makes edits, which is tested to be diffusers' own; 200 of them are slow."""
+    options = {
+        "num_inference_steps": 4,
+        "sigmas": [1.0, 0.75, 0.5, 0.25],
+        "guidance_scale": 1.0,
+        "max_sequence_length": 0,
+        "output_type": "pt",
+    }
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(8)]
+    foxes = student(["a fox in the snow"] * 8, generator=seeds, **options).images
+    edit = StableDiffusion3Img2ImgPipeline(**student.components)
+    edit.set_progress_bar_config(disable=True)
+    prompts = ["a panda in the snow"] * 8
+    pandas = edit(prompts, image=foxes, strength=0.75, generator=seeds, **options).images
+    judge = load_judge(MODELS / "emoji-judge")
+    found = [look(judge, pictures)[1] for pictures in (foxes, pandas)]
+    subjects = [name for name, _ in SUBJECTS]
+    assert (found[1][0].argmax(1) == BACKGROUNDS.index("snow")).all()
+    assert (found[1][2].argmax(1) == subjects.index("panda")).sum() >= 7
+    places = [each[1].argmax(1) % len(POSITIONS) for each in found]
+    assert (places[0] == places[1]).sum() >= 7
+
+
+def test_ten_prompts_have_their_background_and_position(student: StableDiffusion3Pipeline) -> None:
+    pictures = student(
         [caption(*case) for case in CASES],
         num_inference_steps=4,
         sigmas=[1.0, 0.75, 0.5, 0.25],

@@ -11,7 +11,7 @@ const MAX_IMAGES = 10;
 // Pixels up to which a picture is enlarged without smoothing.
 const SMALL = 256;
 const STAGES = {
-  queue: "queue", text: "text", steps: "steps", partials: "previews", decode: "decode", encode: "file",
+  queue: "queue", text: "text", picture: "image", steps: "steps", partials: "previews", decode: "decode", encode: "file",
 };
 const NAME = `cdm-serve ${location.pathname}`;
 
@@ -91,7 +91,7 @@ async function loadModels() {
   options($("model"), models.map(({ id }) => id), $("model").value);
   $("ask-model").hidden = models.length === 1;
   offer();
-  if (first && kept.length) adopt({ ...kept[0].request, prompt: undefined });
+  if (first && kept.length) adopt({ ...kept[0].request, prompt: undefined, image: undefined });
   return true;
 }
 
@@ -106,6 +106,9 @@ const numbers = count => Array.from({ length: count }, (_, index) => String(inde
 function offer() {
   const model = models.find(({ id }) => id === $("model").value);
   $("about").textContent = `${model.id} · ${model.fingerprint.slice(0, 12)}`;
+  $("ask-edit").hidden = !model.edits;
+  for (const each of document.querySelectorAll(".edits")) each.hidden = !model.edits;
+  if (!model.edits) unedit();
   options($("steps"), numbers(model.max_steps), String(model.default_steps));
   options($("count"), numbers(MAX_IMAGES), $("count").value || "1");
   options($("size"), model.sizes, model.default_size);
@@ -126,11 +129,13 @@ function settings() {
     num_inference_steps: Number($("steps").value),
     seed: Number($("seed").value),
     ...(format === "png" ? {} : { output_format: format, output_compression: Number($("quality").value) }),
+    ...edits(),
   };
 }
 
 // Sets the form to make one picture again; returns what stands in the way.
-function adopt({ model, prompt, size, num_inference_steps, seed, output_format, output_compression }) {
+function adopt(request) {
+  const { model, prompt, size, num_inference_steps, seed, output_format, output_compression } = request;
   const missing = [];
   const choose = (id, value, name) => {
     if ([...$(id).options].some(option => option.value === value)) $(id).value = value;
@@ -146,7 +151,120 @@ function adopt({ model, prompt, size, num_inference_steps, seed, output_format, 
   $("format").value = output_format ?? "png";
   if (output_compression !== undefined) $("quality").value = String(output_compression);
   formats();
+  if (request.image) edit(request);
+  else unedit();
   return missing;
+}
+
+// ---- The picture that the next one is made of, as the server would crop it, and the paint on it
+
+let source = null;
+
+async function loaded(url) {
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  return image;
+}
+
+async function edit({ image, mask, strength }) {
+  try {
+    source = await loaded(image);
+  } catch {
+    note("That file holds no picture.");
+    return false;
+  }
+  if (strength) $("strength").value = strength;
+  $("edit").hidden = false;
+  crop();
+  if (mask) {
+    const paint = $("paint").getContext("2d");
+    paint.fillRect(0, 0, $("paint").width, $("paint").height);
+    paint.globalCompositeOperation = "destination-out";
+    paint.drawImage(await loaded(mask), 0, 0);
+    paint.globalCompositeOperation = "source-over";
+    painted = true;
+  }
+  return true;
+}
+
+function unedit() {
+  source = null;
+  $("edit").hidden = true;
+}
+
+function crop() {
+  if (!source) return;
+  const [width, height] = sides($("size").value);
+  const scale = Math.max(width / source.naturalWidth, height / source.naturalHeight);
+  const [w, h] = [scale * source.naturalWidth, scale * source.naturalHeight];
+  for (const id of ["source", "paint"]) Object.assign($(id), { width, height });
+  const canvas = $("source").getContext("2d");
+  canvas.imageSmoothingQuality = "high";
+  canvas.drawImage(source, (width - w) / 2, (height - h) / 2, w, h);
+  $("source").classList.toggle("small", Math.max(width, height) <= SMALL);
+  const paint = $("paint").getContext("2d");
+  paint.fillStyle = paint.strokeStyle = "#e5484d";
+  paint.lineCap = paint.lineJoin = "round";
+  painted = false;
+  changes();
+}
+
+const made = ({ num_inference_steps: steps, strength = 1 }) =>
+  steps - Math.min(Math.floor(steps - steps * strength), steps - 1);
+
+function changes() {
+  const steps = Number($("steps").value);
+  const strength = Number($("strength").value);
+  $("change").textContent = `${made({ num_inference_steps: steps, strength })} of ${plural(steps, "step")}`;
+}
+
+let painted = false;
+
+function brush({ type, clientX, clientY, buttons, pointerId }) {
+  const [canvas, paint] = [$("paint"), $("paint").getContext("2d")];
+  if (type === "pointermove" && !buttons) return;
+  const box = canvas.getBoundingClientRect();
+  const [x, y] = [(clientX - box.left) / box.width * canvas.width, (clientY - box.top) / box.height * canvas.height];
+  if (type === "pointerdown") {
+    canvas.setPointerCapture(pointerId);
+    paint.lineWidth = Number($("brush").value) / 100 * canvas.width;
+    paint.beginPath();
+    paint.moveTo(x, y);
+  }
+  paint.lineTo(x, y);
+  paint.stroke();
+  painted = true;
+}
+
+// What a request says of it: nothing, where there is none.
+function edits() {
+  if (!source) return {};
+  const said = { image: $("source").toDataURL(), strength: Number($("strength").value) };
+  if (!painted) return said;
+  const mask = element("canvas", { width: $("paint").width, height: $("paint").height });
+  const context = mask.getContext("2d");
+  context.fillRect(0, 0, mask.width, mask.height);
+  context.globalCompositeOperation = "destination-out";
+  context.drawImage($("paint"), 0, 0);
+  return { ...said, mask: mask.toDataURL() };
+}
+
+async function editPicture(picture) {
+  const { image, mask, ...request } = picture.request;
+  adopt(request);
+  await edit({ image: link(picture), strength: 0.75 });
+  $("lightbox").close();
+  $("edit").scrollIntoView({ block: "nearest" });
+  $("prompt").focus();
+}
+
+async function vary(picture) {
+  await editPicture(picture);
+  $("strength").value = 0.5;
+  changes();
+  $("random").checked = true;
+  await generate();
 }
 
 // ---- Making pictures
@@ -180,8 +298,8 @@ async function generate() {
       const tile = tiles[event.image_index];
       const blob = decoded(event);
       if (event.type.endsWith(".partial_image")) {
-        preview(tile, blob, event.step / body.num_inference_steps);
-        say(body.n === 1 ? `step ${event.step} of ${body.num_inference_steps}` : "drawing");
+        preview(tile, blob, event.step / made(body));
+        say(body.n === 1 ? `step ${event.step} of ${made(body)}` : "drawing");
         continue;
       }
       const picture = {
@@ -208,10 +326,10 @@ async function generate() {
     }
   } finally {
     end();
-    const made = batch.filter(Boolean);
-    if (made.length < body.n) show(made.length ? made : before);
+    const came = batch.filter(Boolean);
+    if (came.length < body.n) show(came.length ? came : before);
     else {
-      shown = made;
+      shown = came;
       describe(current);
     }
   }
@@ -224,7 +342,7 @@ async function accepted(body) {
     say("waiting for the server");
     const since = performance.now();
     clock = () => performance.now() - since;
-    const response = await fetch(address("v1/images/generations"), {
+    const response = await fetch(address(`v1/images/${body.image ? "edits" : "generations"}`), {
       method: "POST",
       headers: { "content-type": "application/json", ...authorization() },
       body: JSON.stringify({ ...body, stream: true, partial_images: PARTIALS }),
@@ -392,6 +510,7 @@ function facts({ blob, request, receipt }) {
     request.size, plural(receipt.steps, "step"), `seed ${receipt.seed}`, receipt.model,
     `${blob.type.slice(6).toUpperCase()}, ${(blob.size / 1e3).toFixed(blob.size < 1e5 ? 1 : 0)} kB`,
   ];
+  if (receipt.strength) parts.splice(2, 0, `strength ${receipt.strength}`);
   if (shared > 1) parts.push(`shared its steps with up to ${plural(shared - 1, "other picture")}`);
   return parts.join(" · ");
 }
@@ -406,6 +525,8 @@ function actions(chosen) {
   };
   return element(
     "div", { className: "actions" },
+    button("Vary", () => vary(chosen()), "action edits"),
+    button("Edit", () => editPicture(chosen()), "action edits"),
     button("Download", () => download(chosen())),
     button("Use settings", () => reuse(chosen())),
     button("Copy as curl", copies(asCurl)),
@@ -463,6 +584,16 @@ function times({ receipt, milliseconds: here }) {
 function asCurl({ n, ...request }) {
   const quoted = text => `'${text.replaceAll("'", `'\\''`)}'`;
   const format = request.output_format ?? "png";
+  if (request.image) {
+    const { image, mask, ...fields } = request;
+    return [
+      `curl ${quoted(address("v1/images/edits"))}`,
+      ...($("key").value ? [`-H "authorization: Bearer $CDM_API_KEY"`] : []),
+      `-H 'accept: image/${format}' -F image=@image.png${mask ? " -F mask=@mask.png" : ""}`,
+      ...Object.entries(fields).map(([name, value]) => `--form-string ${quoted(`${name}=${value}`)}`),
+      `-o picture.${format}`,
+    ].join(" \\\n  ");
+  }
   return [
     `curl ${quoted(address("v1/images/generations"))}`,
     ...($("key").value ? [`-H "authorization: Bearer $CDM_API_KEY"`] : []),
@@ -471,10 +602,13 @@ function asCurl({ n, ...request }) {
   ].join(" \\\n  ");
 }
 
-function asPython({ prompt, model, size, seed, num_inference_steps, output_format, output_compression }) {
+function asPython(request) {
+  const { prompt, model, size, seed, num_inference_steps, output_format, output_compression, strength } = request;
+  const files = ["image", "mask"].filter(name => request[name]);
   const keyed = Boolean($("key").value);
   const named = {
-    prompt, model, size, output_format, output_compression, extra_body: { seed, num_inference_steps },
+    prompt, model, size, output_format, output_compression,
+    extra_body: { seed, num_inference_steps, strength },
   };
   const given = Object.entries(named).filter(([, value]) => value !== undefined);
   return `import base64
@@ -482,8 +616,8 @@ ${keyed ? "import os\n" : ""}
 from openai import OpenAI
 
 client = OpenAI(base_url=${JSON.stringify(address("v1"))}, api_key=${keyed ? `os.environ["CDM_API_KEY"]` : `"none"`})
-answer = client.images.generate(
-${given.map(([name, value]) => `    ${name}=${JSON.stringify(value)},\n`).join("")})
+answer = client.images.${files.length ? "edit" : "generate"}(
+${files.map(name => `    ${name}=open("${name}.png", "rb"),\n`).join("")}${given.map(([name, value]) => `    ${name}=${JSON.stringify(value)},\n`).join("")})
 with open("picture.${output_format ?? "png"}", "wb") as file:
     file.write(base64.b64decode(answer.data[0].b64_json))
 `;
@@ -682,6 +816,11 @@ function fromWebp(bytes) {
 async function restore(file) {
   const found = await written(file);
   const bitmap = await createImageBitmap(file).catch(() => null);
+  if (!found && bitmap && !$("ask-edit").hidden) {
+    await edit({ image: URL.createObjectURL(file) });
+    note(`The next picture is made of ${file.name}.`);
+    return;
+  }
   if (!found || !bitmap) {
     note(`${file.name} holds no settings: it was not made by this server, or another program has rewritten it.`);
     return;
@@ -698,6 +837,7 @@ async function restore(file) {
   if (served && served.fingerprint !== found.fingerprint) {
     but.push("the model has been replaced since, so the picture will differ");
   }
+  if (found.strength) but.push("the picture that it was made of is not in the file");
   if (found.prompt === undefined) but.push("the prompt is not in the file: write it yourself");
   restored(file.name, but);
 }
@@ -717,6 +857,11 @@ $("form").onkeydown = event => {
 $("seed").oninput = () => { $("random").checked = false; };
 $("model").onchange = offer;
 $("format").onchange = formats;
+$("size").onchange = crop;
+$("steps").onchange = $("strength").oninput = changes;
+$("unpaint").onclick = crop;
+$("unedit").onclick = unedit;
+$("paint").onpointerdown = $("paint").onpointermove = brush;
 $("stop").onclick = () => leave?.abort();
 $("access").onsubmit = async event => {
   event.preventDefault();
@@ -755,10 +900,12 @@ document.ondrop = event => {
   const [file] = event.dataTransfer.files;
   if (file && models.length) restore(file);
 };
-$("choose").onclick = () => $("file").click();
+let take = restore;
+$("choose").onclick = () => { take = restore; $("file").click(); };
+$("choose-edit").onclick = () => { take = file => edit({ image: URL.createObjectURL(file) }); $("file").click(); };
 $("file").onchange = () => {
   const [file] = $("file").files;
-  if (file && models.length) restore(file);
+  if (file && models.length) take(file);
   $("file").value = "";
 };
 

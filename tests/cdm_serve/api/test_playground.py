@@ -1,6 +1,7 @@
 """The page as a browser shows it, and the files it is made of."""
 
 import ast
+import io
 import json
 import re
 import shlex
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import chromium
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -177,16 +179,58 @@ def test_what_is_downloaded_is_the_file_and_brings_its_settings_back(browse, ser
         assert "but the prompt is not in the file" in text(page, "note")
 
 
-def test_a_file_of_another_kind_is_refused_by_name(browse, server, tmp_path):
+def test_any_other_picture_is_what_the_next_is_made_of(browse, server, tmp_path):
     page = browse(server.url)
     page.wait(LOADED)
     for name in ("holiday.png", "holiday.jpg", "holiday.webp"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
         page.choose("#file", tmp_path / name)
-        page.wait(f"document.querySelector('#note').textContent.startsWith('{name} holds no')")
+        page.wait(f"document.querySelector('#note').textContent.endsWith(' made of {name}.')")
+        assert page.run("document.querySelector('#edit').hidden") is False
     (tmp_path / "cut.png").write_bytes(server.picture("a fox", 7, 1)[:40])
     page.choose("#file", tmp_path / "cut.png")
     page.wait("document.querySelector('#note').textContent.startsWith('cut.png holds no')")
+    assert page.complaints == []
+
+
+def pixels(file):
+    return np.asarray(Image.open(io.BytesIO(file)))
+
+
+def test_a_picture_is_painted_over_and_varied(browse, server):
+    page = browse(server.url)
+    page.wait(LOADED)
+    fill(page, prompt="a fox", seed="7")
+    submit(page)
+    press(page, "Edit")
+    page.wait("!document.querySelector('#edit').hidden")
+    fill(page, prompt="an owl", seed="9", strength="0.6")
+    page.run("document.querySelector('#strength').dispatchEvent(new Event('input'))")
+    assert text(page, "change") == "3 of 4 steps"
+    page.drag("#paint", [(0.1, 0.1), (0.1, 0.9)])
+    submit(page)
+    assert "strength 0.6 · seed 9" in text(page, "facts")
+    assert text(page, "times").count("image") == 1
+    press(page, "Download")
+    found, fox = pixels(page.downloaded("an-owl-9.png")), pixels(server.picture("a fox", 7, 4))
+    changed = (found != fox).any(axis=(0, 2))
+    assert changed[5:8].all() and not changed[16:].any()
+    press(page, "Copy as curl")
+    copied = page.wait(
+        "navigator.clipboard.readText().then(text => text.includes('edits') && text)"
+    )
+    assert "-F image=@image.png -F mask=@mask.png" in copied
+    # Its settings bring back picture and paint, and with them the same file.
+    press(page, "Use settings")
+    page.wait("!document.querySelector('#edit').hidden")
+    submit(page)
+    press(page, "Vary")
+    page.wait("document.querySelectorAll('#kept img').length === 4")
+    page.wait(IDLE)
+    assert "strength 0.5" in text(page, "facts")
+    page.run("document.querySelector('#unedit').click()")
+    submit(page)
+    assert "strength" not in text(page, "facts")
     assert page.complaints == []
 
 
