@@ -102,6 +102,16 @@ def _parser() -> argparse.ArgumentParser:
     for made in (peers, engine):
         made.add_argument("--student", type=Path, default=Path("models/emoji-student"))
 
+    size = command("size", "serving.size", "export,bench", "a real model's size on this machine")
+    size.add_argument(
+        "student",
+        nargs="?",
+        default="StableDiffusion3Pipeline",
+        help="a folder, or a class in gpu/shapes.toml for random weights (%(default)s)",
+    )
+    size.add_argument("--sizes", nargs="+", metavar="WxH", default=["256x256", "512x512"])
+    size.add_argument("--folder", type=Path, help="for the files, which may be 20 GB")
+
     distill = command("distill", "training.report", "export,bench", "the cost of an update")
     distill.add_argument("--recipe", type=Path, default=Path("distill/recipes/emoji.toml"))
     distill.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,7 +36,7 @@ from export.student import Student, load_student
 from export.tensorrt import build_engine, check_available, stamp
 from export.tokenizers import write_tokenizers
 from export.triton_files import write_triton_files
-from export.verify import Candidate, verify
+from export.verify import Candidate, Reference, reference, verify
 
 
 def export(request: Request, console: Console) -> Path:
@@ -58,7 +58,13 @@ def export(request: Request, console: Console) -> Path:
             shapes = profiles(student, made)
             _build_engines(version, shapes, options, console)
             engines = stamp(version, shapes, options, gpu)
-        finish(student, made, folder, console, engines)
+        contents = manifest(student, made, version, engines)
+        compared = stage(console, "compute with torch what the graphs are compared with")
+        with nullcontext() if made.level == "none" else compared:
+            expected = reference(student, made)
+        del student  # before the graphs are loaded: only one of them is in memory
+        gc.collect()
+        finish(expected, contents, made, folder, console)
     return request.repository / made.name
 
 
@@ -73,23 +79,18 @@ def dry_run(request: Request, console: Console) -> None:
 
 
 def finish(
-    student: Student,
-    plan: Plan,
-    folder: Path,
-    console: Console,
-    engines: dict[str, Any] | None = None,
+    expected: Reference, contents: dict[str, Any], plan: Plan, folder: Path, console: Console
 ) -> None:
     """Verify the exported files in ``folder``, stamp them and add what Triton needs.
 
     Raises:
         VerificationError: an output differs from torch's beyond its tolerance.
     """
-    version = folder / "1"
-    contents = manifest(student, plan, version, engines)
-    more = () if engines is None else (Candidate("tensorrt", TensorRt(), serves=True),)
+    version, engines = folder / "1", "tensorrt" in contents
+    more = (Candidate("tensorrt", TensorRt(), serves=True),) if engines else ()
     left_out = "leave the comparison out: export.json and the server say so"
     with stage(console, left_out if plan.level == "none" else "compare with torch and diffusers"):
-        verification = verify(student, plan, parse_manifest(contents, version), more)
+        verification = verify(expected, plan, parse_manifest(contents, version), more)
     if verification.checks:
         console.print(verification_table(verification.checks))
     if verification.failures:
@@ -105,7 +106,7 @@ def finish(
     }
     write_manifest(contents, version)
     if plan.whole:
-        write_triton_files(folder, plan.max_batch, engines=engines is not None)
+        write_triton_files(folder, plan.max_batch, engines=engines)
     else:
         console.print("  not all components: nothing that Triton could load")
 

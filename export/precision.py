@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -72,3 +75,54 @@ def _kept(module: nn.Module) -> set[str]:
             if wanted & set(name.split(".")):
                 kept.add(f"{prefix}.{name}" if prefix else name)
     return kept
+
+
+@contextmanager
+def float32(module: nn.Module) -> Iterator[None]:
+    """Meanwhile the module computes in float32, with little more memory than its weights have.
+
+    A block, which is an entry of a ``ModuleList``, is in float32 only while it runs: there nearly
+    all weights of a transformer are. What is float32 already is left alone.
+    """
+    blocks = list(_blocks(module))
+    inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
+    outside = _Widened([each for each in _tensors(module) if id(each) not in inside])
+    with ExitStack() as stack:
+        for block in blocks:
+            widened = _Widened(_tensors(block))
+            before = block.register_forward_pre_hook(widened.put)
+            after = block.register_forward_hook(widened.take_back, always_call=True)
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        outside.put()
+        stack.callback(outside.take_back)
+        yield
+
+
+class _Widened:
+    """Contents in float32 for tensors of fewer bytes, and those they have."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self._narrow = [
+            (each, each.data)
+            for each in tensors
+            if each.is_floating_point() and each.dtype != torch.float32
+        ]
+
+    def put(self, *_: Any) -> None:
+        for tensor, data in self._narrow:
+            tensor.data = data.float()
+
+    def take_back(self, *_: Any) -> None:
+        for tensor, data in self._narrow:
+            tensor.data = data
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Entries of the outermost lists of modules."""
+    for child in module.children():
+        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return list(chain(module.parameters(), module.buffers()))

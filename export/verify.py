@@ -6,7 +6,7 @@ The export is run by the code that will serve it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -34,7 +34,7 @@ from export.compare import (
 )
 from export.int8 import QUANTIZED
 from export.plan import Plan
-from export.precision import cast
+from export.precision import float32
 from export.request import Size
 from export.student import Student
 
@@ -143,15 +143,35 @@ def candidates(precision: str) -> list[Candidate]:
     return found
 
 
-def verify(
-    student: Student, plan: Plan, manifest: Manifest, more: tuple[Candidate, ...] = ()
-) -> Verification:
-    """Compare exported graphs with the student they were made from.
+@dataclass(frozen=True)
+class Reference:
+    """What torch makes of all that an export is compared on: cases by component, and pictures."""
 
-    One graph is loaded at a time. Whole pictures are drawn only with all components.
+    cases: dict[str, list[Case]]
+    pictures: dict[Size, Array]
+
+
+def reference(student: Student, plan: Plan) -> Reference:
+    """All of it, so that the student can go before the first graph is loaded.
+
+    Whole pictures are drawn only with all components.
+    """
+    if plan.level == "none":
+        return Reference({}, {})
+    draw = _picture if plan.level == "full" else _staged
+    return Reference(
+        {component: list(cases(student, plan, component)) for component in plan.components},
+        {size: draw(student, size) for size in (plan.compared_sizes if plan.whole else ())},
+    )
+
+
+def verify(
+    expected: Reference, plan: Plan, manifest: Manifest, more: tuple[Candidate, ...] = ()
+) -> Verification:
+    """Compare exported graphs with torch. One graph is loaded at a time.
 
     Args:
-        student: to be compared with.
+        expected: of the student they were made from.
         plan: of the export.
         manifest: of the files as they lie there.
         more: runtimes besides those that every machine has.
@@ -163,15 +183,14 @@ def verify(
         return Verification(tuple(each for each in available if each.required), ())
     checks: list[Check] = []
     drawn: dict[tuple[str, Size], Any] = {}
-    for component in plan.components:
-        expected = list(cases(student, plan, component))
+    for component, compared in expected.cases.items():
         tokenizers = manifest.tokenizers if component == "text_encoder" else ()
         graph = {component: manifest.components[component]}
         part = replace(manifest, components=graph, tokenizers=tokenizers)
         for candidate in available:
             pipeline = Pipeline(part, candidate.runtime)
             tolerance = _tolerance(candidate, _precision_of(component, plan))
-            for case in expected:
+            for case in compared:
                 # On a GPU rows differ a little by their company; its warm-up says how much.
                 exact = candidate.serves and candidate.runtime.batches == "exact"
                 where: dict[str, Any] = {"runtime": candidate.name, "component": component}
@@ -184,12 +203,11 @@ def verify(
                 if exact and case.batch == plan.compared_batches[-1] > 1:
                     identical = _as_alone(pipeline, component, case.rows, found)
                     checks.append(Invariance(identical=identical, **where))
-            for size in plan.compared_sizes if plan.whole and component in COMPONENTS else ():
+            for size in expected.pictures if component in COMPONENTS else ():
                 key = (candidate.name, size)
                 drawn[key] = _draw(pipeline, component, str(size), drawn.get(key))
             del pipeline  # before the next graph is loaded
-    for size in plan.compared_sizes if plan.whole else ():
-        picture = _picture(student, size) if plan.level == "full" else _staged(student, size)
+    for size, picture in expected.pictures.items():
         for candidate in available:
             found_db = psnr_db(drawn[candidate.name, size], picture)
             least = _tolerance(candidate, plan.precision.name).picture_db
@@ -245,7 +263,7 @@ def _picture(student: Student, size: Size) -> Array:
 
 @torch.no_grad()
 def _staged(student: Student, size: Size) -> Array:
-    """The same picture by the adapter, whose every network is in float32 only for its turn."""
+    """The same picture by the adapter, in float32 whatever type the weights have."""
     adapter, steps = student.adapter, student.contract.steps
     condition = _encode(student, [PROMPTS[0]])
     shape = (1, *adapter.latent_shape(size.height, size.width))
@@ -268,16 +286,12 @@ def _encode(student: Student, prompts: list[str]) -> Any:
 
 @contextmanager
 def _float32(student: Student, prefix: str) -> Iterator[None]:
-    """Copies in float32, for a while, of the networks whose component's name begins so."""
-    pipeline = student.adapter.pipeline
-    loaded = {n: each for n, each in student.adapter.networks.items() if n.startswith(prefix)}
-    for name, network in loaded.items():
-        setattr(pipeline, name, cast(network, torch.float32))
-    try:
+    """Networks whose component's name begins so compute in float32 for a while."""
+    with ExitStack() as stack:
+        for name, network in student.adapter.networks.items():
+            if name.startswith(prefix):
+                stack.enter_context(float32(network))
         yield
-    finally:
-        for name, network in loaded.items():
-            setattr(pipeline, name, network)
 
 
 def _run(pipeline: Pipeline, component: str, rows: dict[str, Any]) -> dict[str, Array]:

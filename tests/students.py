@@ -20,7 +20,7 @@ from export.plan import Plan
 from export.precision import PRECISIONS
 from export.request import Size
 from export.student import Student
-from export.verify import Candidate, Verification, verify
+from export.verify import Candidate, Verification, reference, verify
 
 CARD: dict[str, Any] = {
     "format": 1,
@@ -78,4 +78,4 @@ def verified(
 ) -> Verification:
     """The files in ``folder`` compared with a student, whatever export.json lies beside them."""
     contents = manifest(student, plan, folder)
-    return verify(student, plan, parse_manifest(contents, folder), more)
+    return verify(reference(student, plan), plan, parse_manifest(contents, folder), more)

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto
 from students import SIZES, plan_of, verified
 
-from export.precision import cast
+from export.precision import cast, float32
 from export.student import Student
 from export.tokenizers import write_tokenizers
 
@@ -94,3 +94,26 @@ def _check_types(model: onnx.ModelProto, narrow: int) -> None:
         assert node.op_type != "Einsum"
         if node.op_type == "InstanceNormalization":
             assert values[node.input[0]] == TensorProto.FLOAT
+
+
+def test_a_block_is_in_float32_only_while_it_runs(student: Student) -> None:
+    wide = student.adapter.transformer
+    narrow = cast(wide, torch.float16)
+    rounded = cast(narrow, torch.float32)
+    blocks: torch.nn.ModuleList = narrow.transformer_blocks  # type: ignore[assignment]
+    seen = []
+    for block in blocks:
+        block.register_forward_hook(lambda block, *_: seen.append(block.attn.to_q.weight.dtype))
+    latents = torch.randn(2, *student.adapter.latent_shape(64, 64))
+    condition = student.adapter.encode(["a fox", ""])
+    given = latents, torch.tensor([1.0, 0.4]), condition
+    with torch.no_grad(), float32(narrow):
+        found = student.adapter.velocity(narrow, *given)
+        assert narrow.pos_embed.proj.weight.dtype == torch.float32
+        assert blocks[0].attn.to_q.weight.dtype == torch.float16
+        assert torch.equal(found, student.adapter.velocity(rounded, *given))
+        with pytest.raises(RuntimeError):  # of a shape that does not fit
+            blocks[0](latents, latents, latents)
+        assert blocks[0].attn.to_q.weight.dtype == torch.float16
+    assert seen == [torch.float32] * len(blocks)
+    assert {weight.dtype for weight in narrow.parameters()} == {torch.float16}

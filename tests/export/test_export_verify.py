@@ -14,9 +14,10 @@ from cdm_serve.engine.runtimes.onnxruntime import OnnxGraph, OnnxRuntime
 from export.compare import Comparison, Invariance, Picture, verification_table
 from export.errors import VerificationError
 from export.exporter import finish
+from export.manifest import manifest
 from export.repository import staged
 from export.student import Student, load_student
-from export.verify import Candidate, candidates
+from export.verify import Candidate, candidates, reference
 
 PLAN = plan_of()
 
@@ -76,7 +77,8 @@ def test_a_failed_verification_replaces_nothing(
         staged(repository, "tiny") as folder,
     ):
         shutil.copytree(exported / "1", folder / "1")
-        finish(impostor, PLAN, folder, Console(quiet=True))
+        contents = manifest(impostor, PLAN, folder / "1")
+        finish(reference(impostor, PLAN), contents, PLAN, folder, Console(quiet=True))
     assert [path.name for path in repository.iterdir()] == ["tiny"]
     for path in exported.rglob("*.*"):
         copy = repository / "tiny" / path.relative_to(exported)
