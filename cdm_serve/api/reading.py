@@ -39,10 +39,9 @@ ALIASES = {
 }
 # No picture of this server depends on them.
 HARMLESS = {"moderation", "generator_device"}
-# A picture that leaves out another, or a trained style, is not a part of what was asked for.
-ESSENTIAL = re.compile(
-    r"images?(_urls?)?|(init|input|reference|control)_(image|reference)s?|mask|loras?"
-)
+# Without these the picture would be another, however it is warned of.
+PICTURES = re.compile(r"images?(_urls?)?|(init|input|reference|control)_(image|reference)s?|mask")
+STYLES = re.compile(r"loras?")
 WORDS = {
     "jpg": "jpeg",
     "image/png": "png",
@@ -138,8 +137,10 @@ def read_request(given: Mapping[str, Any], kind: type[R], notes: Notes) -> R:
     for name in unknown:
         del fields[name]
         param = name[:40].encode(errors="replace").decode()  # half a surrogate pair is no UTF-8
-        fault = ApiError(f"{param}: unknown parameter", param=param, code="unknown_parameter")
-        if ESSENTIAL.fullmatch(name):
+        picture = PICTURES.fullmatch(name)
+        what = "pictures go to POST /v1/images/edits, as image" if picture else "unknown parameter"
+        fault = ApiError(f"{param}: {what}", param=param, code="unknown_parameter")
+        if picture or STYLES.fullmatch(name):
             notes.refuse(fault)
         else:
             notes.tolerate(fault, "ignored")

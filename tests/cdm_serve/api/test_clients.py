@@ -1,10 +1,12 @@
 """What applications send when nothing but the address is set, byte for byte; one alias for all."""
 
 import base64
+import io
 
 import httpx
 import openai
 import pytest
+from PIL import Image
 
 ROUTE = "/v1/images/generations"
 PNG = b"\x89PNG"
@@ -195,6 +197,63 @@ def test_so_do_those_that_use_the_client_for_python(gateway, name):
         (item,) = client.images.generate(prompt="a fox", **PYTHON[name]).data
     assert is_picture(item.model_dump())
     assert (item.url is None) == (name == "SGLang's example")
+
+
+def in_parts(boundary, head, texts, file_head):
+    """A form as a client writes it; the file comes last."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "orange").save(buffer, "PNG")
+    parts = [head % name + value for name, value in texts] + [file_head + buffer.getvalue()]
+    # As those that stream it: without its length.
+    yield from (b"--%s\r\n%s\r\n" % (boundary, part) for part in parts)
+    yield b"--%s--\r\n" % boundary
+
+
+AXIOS_BOUNDARY = b"--------------------------714859236012345678901234"
+AIOHTTP_BOUNDARY = b"0f1e2d3c4b5a69788796a5b4c3d2e1f0"
+EDITS = {
+    "LibreChat, image_edit_oai": (
+        AXIOS_BOUNDARY,
+        b'Content-Disposition: form-data; name="%s"\r\n\r\n',
+        [
+            (b"model", b"gpt-image-1"),
+            (b"prompt", b"a panda"),
+            (b"quality", b"auto"),
+            (b"size", b"auto"),
+        ],
+        b'Content-Disposition: form-data; name="image[]"; filename="fox.png"\r\n'
+        b"Content-Type: image/png\r\n\r\n",
+    ),
+    "Open WebUI": (
+        AIOHTTP_BOUNDARY,
+        b"Content-Type: text/plain; charset=utf-8\r\n"
+        b'Content-Disposition: form-data; name="%s"\r\n\r\n',
+        [
+            (b"model", b"gpt-image-1.5"),
+            (b"prompt", b"a panda"),
+            (b"size", b"1024x1024"),
+            (b"background", b"transparent"),
+        ],
+        b"Content-Type: image/png\r\n"
+        b'Content-Disposition: form-data; name="image"; filename="image.png"\r\n\r\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_does(gateway, name):
+    boundary, *_ = EDITS[name]
+    content_type = f"multipart/form-data; boundary={boundary.decode()}"
+    response = gateway.http.post(
+        "/v1/images/edits",
+        content=in_parts(*EDITS[name]),
+        headers={"content-type": content_type, "authorization": "Bearer none"},
+    )
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert is_picture(answer["data"][0])
+    told = [warning.partition(":")[0] for warning in answer["warnings"]]
+    assert told == (["background", "size"] if name == "Open WebUI" else [])
 
 
 def test_without_an_alias_there_is_one_refusal(server):

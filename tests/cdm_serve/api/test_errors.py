@@ -83,7 +83,7 @@ def test_another_content_type_is_refused(server, content_type):
     ("method", "path", "status"),
     [
         ("GET", "/nothing", 404),
-        ("POST", "/v1/images/edits", 404),
+        ("POST", "/v1/images/nothing", 404),
         ("GET", "/v1/models/other", 404),
         ("GET", ROUTE, 405),
         ("DELETE", "/v1/models", 405),

@@ -79,7 +79,8 @@ def test_made_up_paths_make_no_labels(server):
     for number in range(5):
         server.http.get(f"/v1/made-up/{number}")
     routes = {sample.labels["route"] for sample in families(server)["cdm_serve_requests"].samples}
-    images = {f"/v1/images/{name}" for name in ("generations", "files", "jobs")}
+    names = ("generations", "edits", "variations", "files", "jobs")
+    images = {f"/v1/images/{name}" for name in names}
     assert routes <= {*images, "/v1/models", "other"}
 
 
