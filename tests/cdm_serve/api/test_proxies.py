@@ -18,6 +18,7 @@ from conftest import ROOT, Server, free_port
 from cdm_serve.api.proxies import before_proxies, is_known, known_hosts
 from cdm_serve.settings import Settings
 
+CADDY = shutil.which("caddy")
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
 
 
@@ -105,6 +106,13 @@ def page():
         web.shutdown()
 
 
+def documented(proxy, gateway):
+    """Its block of docs/operations.md, with where the gateway is."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    block = re.search(rf"```{proxy}\n(.*?)```", text, re.DOTALL)[1]
+    return block.replace("127.0.0.1:8000", gateway.url.removeprefix("http://"))
+
+
 @pytest.fixture(scope="module")
 def proxied(start, server, page, tmp_path_factory):
     """A gateway in front of the shared Triton, behind nginx as docs/operations.md has it."""
@@ -114,9 +122,7 @@ def proxied(start, server, page, tmp_path_factory):
         *("--triton", server.triton_address(), "--queue-seconds", "600", "--cors-origin", page)
     )
     folder, port = tmp_path_factory.mktemp("nginx"), free_port()
-    text = (ROOT / "docs" / "operations.md").read_text()
-    block = re.search(r"```nginx\n(.*?)```", text, re.DOTALL)[1]
-    block = block.replace("http://127.0.0.1:8000", gateway.url).replace("60s", "3s")
+    block = documented("nginx", gateway).replace("60s", "3s")
     paths = "".join(
         f"{kind}_temp_path {folder}/{kind};\n"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -138,8 +144,41 @@ def proxied(start, server, page, tmp_path_factory):
     assert gateway.interrupt() == 0
 
 
-def test_links_lead_through_the_proxy(proxied):
+@pytest.fixture
+def behind_caddy(proxied, tmp_path, monkeypatch):
+    if CADDY is None:
+        pytest.skip("needs Caddy: apt install caddy")
+    gateway, _ = proxied
+    address = f"http://localhost:{free_port()}"
+    block = documented("caddy", gateway).replace("images.example.org", address)
+    (tmp_path / "Caddyfile").write_text("{\nadmin off\n}\n" + block)
+    for variable in ("XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    command = [CADDY, "run", "--config", str(tmp_path / "Caddyfile")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    url = f"{address}/images"
+    with httpx.Client(base_url=url, timeout=60.0) as http:
+        outside = Server(process, url, tmp_path / "Caddyfile", http)
+        outside.wait_ready()
+        yield outside
+    process.terminate()
+    process.wait()
+
+
+def test_links_lead_through_nginx(proxied):
     _, outside = proxied
+    check_links(outside)
+    bare = httpx.get(outside.url, follow_redirects=True)
+    assert (str(bare.url), bare.status_code) == (outside.url + "/", 200)
+
+
+def test_links_lead_through_caddy(behind_caddy):
+    check_links(behind_caddy)
+    events = behind_caddy.generate(prompt="a fox", stream=True, partial_images=2).text
+    assert len(re.findall("^event:", events, re.MULTILINE)) == 3
+
+
+def check_links(outside):
     answer = outside.generate(prompt="a fox", response_format="url").json()
     url = answer["data"][0]["url"]
     assert url.startswith(f"{outside.url}/v1/images/files/")
@@ -147,8 +186,6 @@ def test_links_lead_through_the_proxy(proxied):
     assert outside.http.get("/v1/nothing").json()["error"]["code"] == "not_found"
     docs = outside.http.get("/docs").text
     assert 'src="/images/static-offline-docs/swagger-ui-bundle.js"' in docs
-    bare = httpx.get(outside.url, follow_redirects=True)
-    assert (str(bare.url), bare.status_code) == (outside.url + "/", 200)
 
 
 LONG = {"prompt": "a fox", "n": 10, "num_inference_steps": 16, "size": "96x64", "seed": 1}
