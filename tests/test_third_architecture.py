@@ -34,6 +34,7 @@ n_max = 3
 """
 
 
+@pytest.mark.slow
 def test_from_teacher_to_picture(
     tmp_path: Path, start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,8 @@ def gpu(arguments: argparse.Namespace, console: Console) -> int:
         folder = Path(arguments.student)
         if shape:
             arguments.sizes = arguments.sizes or shape["sizes"]
-            arguments.recipe = arguments.recipe or Path(shape["recipe"])
+            arguments.recipe = arguments.recipe or shape.get("recipe")
+            arguments.recipe = arguments.recipe and Path(arguments.recipe)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "student"
             with console.status("writing random weights"), torch.device(arguments.device):
                 write_pipeline(arguments.student, folder, adapter_class(arguments.student).half)

@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = tomllib.loads(
     (Path(__file__).parent / "shapes.toml").read_text(encoding="utf-8")
@@ -26,6 +26,9 @@ def random_component(table: dict[str, Any], dtype: torch.dtype) -> Any:
     kind = getattr(import_module(module), name)
     if issubclass(kind, PreTrainedTokenizerBase):
         symbols = sorted(ByteLevel.alphabet())
+        if kind is T5Tokenizer:
+            pieces = ["<pad>", "</s>", "<unk>", "▁", *symbols]
+            return kind(vocab=[(piece, 0.0) for piece in pieces], **options)
         words = [*symbols, *(f"{each}</w>" for each in symbols), *_SPECIAL]
         return kind(vocab={word: i for i, word in enumerate(words)}, merges=[], **options)
     if issubclass(kind, diffusers.SchedulerMixin):
@@ -40,10 +43,21 @@ def random_component(table: dict[str, Any], dtype: torch.dtype) -> Any:
         torch.set_default_dtype(before)
 
 
-def write_pipeline(name: str, folder: Path, dtype: torch.dtype) -> None:
-    """Write one of ``SHAPES`` as a diffusers folder."""
+def write_pipeline(name: str, folder: Path, dtype: torch.dtype, *, sliced: bool = False) -> None:
+    """Write one of ``SHAPES`` as a diffusers folder; ``sliced``: with few of its layers."""
     shape = SHAPES[name]
     torch.manual_seed(0)
-    components = {key: random_component(t, dtype) for key, t in shape["components"].items()}
+    tables = shape["components"]
+    for key, fewer in shape["slice"].items() if sliced else ():
+        tables = tables | {key: _merged(tables[key], fewer)}
+    components = {key: random_component(table, dtype) for key, table in tables.items()}
     absent = dict.fromkeys(shape["absent"])
     getattr(diffusers, name)(**components, **absent).save_pretrained(folder)
+
+
+def _merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    changed = {
+        key: _merged(table[key], value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    return table | changed

@@ -13,8 +13,10 @@ from students import FAMILIES
 from distill.adapters import load_adapter
 from distill.cli import main
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("flux-dev", "z-image")]
 
-@pytest.mark.parametrize("name", ["longcat", "flux-dev", "qwen-image", "z-image"])
+
+@pytest.mark.parametrize("name", ["longcat", "qwen-image", *SLOW])
 def test_two_updates_give_a_student_that_diffusers_samples(tmp_path: Path, name: str) -> None:
     make, described = FAMILIES[name]
     teacher, student = make(tmp_path / "teacher"), tmp_path / "student"

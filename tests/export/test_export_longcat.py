@@ -7,10 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from students import plan_of, verified
 from tokenizers import Tokenizer
 
-from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL
 from cdm_serve.engine.quotation import pieces
 from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from distill.adapters.packing import RotaryTables
@@ -18,19 +16,6 @@ from export.student import Student
 from export.tokenizers import PROMPTS, write_tokenizers
 
 WriteGraph = Callable[[Student, str, str], Path]
-
-
-def test_every_component_and_whole_pictures_equal_diffusers(
-    longcat: Student, write_graph: WriteGraph
-) -> None:
-    for component in (*COMPONENTS, *OPTIONAL):
-        folder = write_graph(longcat, component, "fp32").parent
-    write_tokenizers(longcat.architecture.tokenizers(), folder)
-    verification = verified(longcat, folder, plan_of(max_batch=3))
-    assert not verification.failures
-    assert "openvino-f32" in verification.served
-    pictures = verification.to_json()["pictures"]
-    assert min(p["psnr_db"] for p in pictures if p["runtime"] == "onnxruntime") > 80
 
 
 # (packed rows, packed columns): odd, least, long.

@@ -50,7 +50,7 @@ def test_a_cast_to_the_same_type_shares_the_weights(student: Student) -> None:
     [
         ("sd3", "fp16", ("text_encoder", "transformer", "vae_decoder", "vae_encoder")),
         pytest.param("sd3", "bf16", ("transformer", "vae_decoder"), marks=pytest.mark.slow),
-        ("longcat", "fp16", ("transformer",)),
+        pytest.param("longcat", "fp16", ("transformer",), marks=pytest.mark.slow),
         pytest.param("longcat", "bf16", ("text_encoder", "transformer"), marks=pytest.mark.slow),
         pytest.param("longcat", "fp16", ("text_encoder", "vae_decoder"), marks=pytest.mark.slow),
     ],

@@ -47,7 +47,15 @@ def test_wants_a_gpu_and_a_student(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights"), [("StableDiffusion3Pipeline", 2.03e9), ("LongCatImagePipeline", 6.27e9)]
+    ("name", "weights"),
+    [
+        ("StableDiffusion3Pipeline", 2.03e9),
+        ("LongCatImagePipeline", 6.27e9),
+        ("FluxPipeline", 11.9e9),
+        ("Flux2KleinPipeline", 3.88e9),
+        ("ZImagePipeline", 6.15e9),
+        ("QwenImagePipeline", 20.4e9),
+    ],
 )
 def test_transformers_are_as_large_as_the_published_ones(name: str, weights: float) -> None:
     table = SHAPES[name]["components"]["transformer"]
@@ -63,7 +71,7 @@ def test_shapes_fit_their_pipeline(name: str) -> None:
 
     shape = SHAPES[name]
     assert name in ARCHITECTURES
-    assert Path(shape["recipe"]).is_file()
+    assert "recipe" not in shape or Path(shape["recipe"]).is_file()
     with torch.device("meta"):
         parts = {
             key: random_component(table, torch.bfloat16)
