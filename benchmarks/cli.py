@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder, or a class in gpu/shapes.toml for random weights (%(default)s)",
     )
     size.add_argument("--sizes", nargs="+", metavar="WxH", default=["256x256", "512x512"])
+    size.add_argument("--slice", action="store_true", help="few layers, of their real shape")
     size.add_argument("--folder", type=Path, help="for the files, which may be 20 GB")
 
     distill = command("distill", "training.report", "export,bench", "the cost of an update")

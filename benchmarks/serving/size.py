@@ -63,7 +63,11 @@ def size(arguments: argparse.Namespace, console: Console) -> int:
             record.write(result)
 
         if name in SHAPES:
-            part("write random weights", lambda: _in_a_process(_writing, name, folder))
+            result["slice"] = arguments.slice
+            part(
+                "write random weights",
+                lambda: _in_a_process(_writing, name, folder, arguments.slice),
+            )
         elif not folder.is_dir():
             raise BenchError(f"{name} is no folder, and no name: {', '.join(SHAPES)}")
         half = adapter_class(model_index(str(folder))["_class_name"]).half
@@ -112,9 +116,9 @@ def _in_a_process(make: Any, *arguments: Any, into: dict[str, Pixels] | None = N
     return dict(found)
 
 
-def _writing(name: str, folder: Path) -> Callable[[Result], Any]:
+def _writing(name: str, folder: Path, sliced: bool) -> Callable[[Result], Any]:
     def write(_: Result) -> Any:
-        write_pipeline(name, folder, adapter_class(name).half)
+        write_pipeline(name, folder, adapter_class(name).half, sliced=sliced)
         return {"bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())}, {}
 
     return write
