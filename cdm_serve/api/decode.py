@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cdm_serve.api.errors import ApiError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-# About what a good phone takes, and 100 MB while it is decoded.
+# About what a good phone takes; up to 250 MB while it is decoded.
 MOST_PIXELS = 25_000_000
 # What is lighter is to be painted, in a mask without transparency.
 HALF = 128
@@ -48,13 +48,12 @@ def prepare(image: bytes, mask: bytes | None, sizes: Sequence[str]) -> Prepared:
             )
     elif picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] == 0:
         painted = _painted(picture)
-    if picture.mode == "RGBA":
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture).convert("RGB")
     size = min(sizes, key=lambda each: _difference(picture.size, each))
     width, height = map(int, size.split("x"))
     fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-    tensors: dict[str, NDArray[np.generic]] = {"picture": np.asarray(fitted)}
+    if fitted.mode == "RGBA":
+        fitted = Image.alpha_composite(Image.new("RGBA", fitted.size, "white"), fitted)
+    tensors: dict[str, NDArray[np.generic]] = {"picture": np.asarray(fitted.convert("RGB"))}
     if painted is not None:
         fitted = ImageOps.fit(painted, (width, height), Image.Resampling.BOX)
         tensors["mask"] = np.asarray(fitted) >= HALF
@@ -72,10 +71,12 @@ def _opened(data: bytes, param: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check(image, param)
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
-                turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
-            return turned.convert("RGBA" if turned.has_transparency_data else "RGB")
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            mode = "RGBA" if image.has_transparency_data else "RGB"
+            return image if image.mode == mode else image.convert(mode)
     except ApiError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -71,7 +71,8 @@ class Upload:
         name = name.removesuffix("[]")
         if name in IMAGES or name in MASKS:
             files = self.images if name in IMAGES else self.masks
-            for each in value if isinstance(value, list) else [value]:
+            given = value if isinstance(value, list) else [value]
+            for each in (each for each in given if each not in (None, "")):
                 try:
                     files.append(_file(each, name))
                 except ApiError as fault:
@@ -134,6 +135,10 @@ class Edits:
         return router
 
     async def _answer(self, request: Request, kind: type[EditRequest]) -> Response:
+        return await self.images.serve(await self._plan(request, kind), request)
+
+    async def _plan(self, request: Request, kind: type[EditRequest]) -> Plan:
+        """With the decoded picture in it; of the files nothing is kept."""
         notes = Notes(self.images.settings.strict)
         with self._counted(request) as stream:
             upload = await self._upload(request, stream, notes)
@@ -144,7 +149,7 @@ class Edits:
             sizes = (plan.size,) if asked else (plan.model.default_size, *plan.model.sizes)
             mask = upload.masks[0] if upload.masks else None
             prepared = await self._aside(prepare, upload.images[0], mask, sizes)
-        return await self.images.serve(_edited(plan, body, prepared), request)
+        return _edited(plan, body, prepared)
 
     async def _upload(
         self, request: Request, stream: AsyncGenerator[bytes, None], notes: Notes

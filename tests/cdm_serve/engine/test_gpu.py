@@ -87,8 +87,10 @@ class Backend(types.ModuleType):
 
 
 class Request:
-    def __init__(self, key, message):
+    def __init__(self, key, message, data=b""):
         self.tensors = {"message": pack(message)}
+        if data:
+            self.tensors["data"] = np.frombuffer(data, np.uint8)
         self.answer = Future()
         self.request_id = lambda: key
         self.get_response_sender = lambda: self
@@ -129,7 +131,7 @@ def initialized(monkeypatch):
 
 def drawn(made, jobs):
     """The answers to jobs that are asked for at once."""
-    requests = [Request(str(k), generate_message(job)[0]) for k, job in enumerate(jobs)]
+    requests = [Request(str(k), *generate_message(job)) for k, job in enumerate(jobs)]
     made.execute(requests)
     return [request.answer.result(60) for request in requests]
 
@@ -157,6 +159,19 @@ def test_pictures_are_made_on_the_instances_gpu(
     report, _ = describe.answer.result(60)
     assert report["card"]["batches"]["policy"] == "close"
     assert report["card"]["batches"]["largest_difference"] == pytest.approx(1e-3, rel=0.1)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+def test_an_edit_stays_on_the_gpu_until_its_pixels(model, initialized, runtime):
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    mask = np.arange(64) < np.full((64, 1), 32)
+    made = initialized(model, runtime, 1)
+    tensors = [{"picture": picture}, {"picture": picture, "mask": mask}]
+    jobs = [Job("a fox", 1, 4, "64x64", start=1, tensors=each) for each in tensors]
+    whole, half = (image for _, image in drawn(made, jobs))
+    assert (whole != picture).any(axis=2).mean() > 0.9
+    assert np.array_equal(half[:, 32:], picture[:, 32:])
+    assert (half[:, :32] != picture[:, :32]).any(axis=2).mean() > 0.9
 
 
 def test_where_pictures_must_be_exact_a_gpu_draws_them_alone(model, initialized):
