@@ -49,8 +49,9 @@ Pixels = NDArray[np.uint8]
 
 def size(arguments: argparse.Namespace, console: Console) -> int:
     """Go the whole way, print and keep."""
-    record = Record(arguments.out, "size")
     sizes, name = arguments.sizes, arguments.student
+    kind = [name.removesuffix("Pipeline").lower()] if name in SHAPES else []
+    record = Record(arguments.out, "-".join(["size", *kind, *["slice"] * arguments.slice]))
     result: Result = {"student": name, "random": name in SHAPES, "sizes": sizes, "parts": {}}
     with tempfile.TemporaryDirectory(prefix="cdm-bench-", dir=arguments.folder) as temporary:
         folder = Path(temporary) / "student" if name in SHAPES else Path(name)
