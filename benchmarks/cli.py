@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--slo", type=_number, default=500.0, metavar="MS", help="(%(default)s)")
     load.add_argument("--seconds", type=_number, default=10.0, help="at each load (%(default)s)")
     load.add_argument("--stream", action="store_true", help="and time the first preview")
+    load.add_argument("--edits", action="store_true", help="every second request is one")
     load.add_argument("--steps", type=_count, help="num_inference_steps (server's default)")
     load.add_argument("--model", help="a name from /v1/models (server's default)")
 

@@ -85,6 +85,7 @@ def run_load(
     seconds: float = float("inf"),
     *,
     accept: str = JSON,
+    route: Callable[[int], str] = lambda number: "/v1/images/generations",
     patience: Callable[[int], float | None] = lambda number: None,
     polite: bool = False,
     on_answer: Callable[[Answer], None] = lambda answer: None,
@@ -101,6 +102,7 @@ def run_load(
         numbers: of the requests.
         seconds: for which new ones are sent.
         accept: the type that is asked for.
+        route: where a request is sent.
         patience: after how many seconds the client gives a request up, if it does.
         polite: clients of a closed loop wait as long as they are told to.
         on_answer: is told of each, while the load goes on.
@@ -111,7 +113,7 @@ def run_load(
     Raises:
         BenchError: ``url`` is none.
     """
-    path = _root(url) + "/v1/images/generations"
+    root = _root(url)
     answers: list[Answer] = []
 
     async def run() -> None:
@@ -123,7 +125,8 @@ def run_load(
             begin = time.perf_counter()
 
             async def ask(number: int, due: float | None = None) -> Answer:
-                answer = await _ask(session, path, number, body(number), due, patience(number))
+                path, sent = root + route(number), body(number)
+                answer = await _ask(session, path, number, sent, due, patience(number))
                 answers.append(answer)
                 on_answer(answer)
                 return answer
@@ -239,7 +242,7 @@ def _in_json(content: bytes) -> bytes | None:
         content = content.rpartition(b"data:")[2]
     try:
         answer = json.loads(content)
-        if answer.get("type") == "image_generation.completed":
+        if str(answer.get("type")).endswith(".completed"):
             answer = {"data": [answer]}
         return base64.b64decode(answer["data"][0]["b64_json"]) or None
     except (ValueError, LookupError, TypeError, AttributeError):

@@ -25,7 +25,7 @@ def load(arguments: argparse.Namespace, console: Console) -> int:
         search=arguments.search or not given,
         slo_ms=arguments.slo,
         seconds=arguments.seconds,
-        requests=Requests(arguments.model, steps, arguments.stream, KNOWN),
+        requests=Requests(arguments.model, steps, arguments.stream, KNOWN, arguments.edits),
     )
     with console.status("") as status:
         test = LoadTest(plan, status.update)

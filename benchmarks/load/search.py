@@ -83,7 +83,8 @@ class LoadTest:
     def _ask_alone(self) -> dict[int, bytes]:
         """The picture of each request, one at a time."""
         plan = self.plan
-        answers = run_load(plan.url, Load(clients=1), plan.requests.body, iter(range(KNOWN)))
+        asked, known = plan.requests, iter(range(KNOWN))
+        answers = run_load(plan.url, Load(clients=1), asked.body, known, route=asked.route)
         pictures = {a.request: a.picture for a in answers if a.picture}
         if len(pictures) < len(answers):
             bad = next(a for a in answers if not a.picture)
@@ -101,7 +102,8 @@ class LoadTest:
         before = look(self.plan.url)
         requests, seconds, cpu = self.plan.requests, self.plan.seconds, cpu_seconds()
         numbers = itertools.cycle(range(KNOWN))
-        answers = run_load(self.plan.url, load, requests.body, numbers, seconds)
+        route = requests.route
+        answers = run_load(self.plan.url, load, requests.body, numbers, seconds, route=route)
         cpu = cpu_seconds() - cpu
         if not answers:
             raise BenchError(f"nothing was due in {seconds:g} s at {load}: more --seconds")

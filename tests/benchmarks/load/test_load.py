@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks.cli import main
 from benchmarks.load.client import Answer, Load, run_load
+from benchmarks.load.search import KNOWN
 from benchmarks.load.summary import summarise
 from benchmarks.prompts import Requests, prompt
 
@@ -50,6 +51,17 @@ def test_clients_rates_and_the_search_are_measured_and_every_picture_is_compared
     with Image.open(path) as chart:
         assert chart.width > chart.height
     assert "8 cl." in capsys.readouterr().out
+
+
+def test_edits_among_them_are_right_too(server, tmp_path: Path) -> None:
+    before = server.metric("cdm_engine_picture_seconds_count", model="tiny")
+    assert load(server.url, tmp_path, "--clients", "4", "--edits") == 0
+    (point,) = result(tmp_path)["points"]
+    assert point["compared"] == point["requests"] > KNOWN / 2
+    assert (point["wrong"], point["failed"], point["shed"]) == (0, 0, 0)
+    # Each picture was encoded once, and is known when it comes again.
+    encoded = server.metric("cdm_engine_picture_seconds_count", model="tiny") - before
+    assert encoded == KNOWN / 2
 
 
 def test_previews_are_timed(server, tmp_path: Path) -> None:
