@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     upload_limit: int = _flag(LIMITS, "BYTES", "largest request with pictures", 32 * 2**20, gt=0)
     prompt_limit: int = _flag(LIMITS, "CHARACTERS", "longest prompt", 4000, gt=0)
     queue_seconds: float = _flag(LIMITS, "SECONDS", "most work that may wait, else 429", 10.0, gt=0)
+    max_pixels: int | None = _flag(
+        LIMITS, "N", "of any size that a model divides; else only its own sizes", None, gt=0
+    )
     url_bytes: int = _flag(LIMITS, "BYTES", "memory for pictures behind links", 256 * 2**20, gt=0)
     url_seconds: float = _flag(LIMITS, "SECONDS", "how long links last", 3600.0, gt=0)
 

@@ -14,6 +14,8 @@ Fields, all of them present unless said otherwise:
   each of them. ``opset``: of the graphs.
 - ``max_batch``: the largest batch that was verified; serving must not exceed it.
 - ``sizes`` (``WIDTHxHEIGHT``) that were verified, ``default_size``, ``default_steps``.
+- ``any_size``, absent where the sigmas depend on the size: ``multiple``, which divides the sides of
+  all other sizes that can be made, and their ``longest_side`` in pixels or ``null``.
 - ``latents``: ``channels`` and ``downscale``, pixels per latent along a side.
 - ``contract``: the ``grid`` of sigmas (``even``, or the pipeline's ``default``), by number of
   steps those that have ``own`` ones, the ``source`` of both and, with a guidance embedding, the
@@ -60,9 +62,12 @@ import onnx
 
 from cdm_serve.engine.manifest import FORMAT, file_entry
 from export.plan import Plan
+from export.request import Size
 from export.student import Student
 
 MOST_STEPS = 16
+# Larger than any that one asks for: a dynamic shift would be another one.
+ANOTHER_SIZE = Size(8192, 8192)
 # What the files depend on, besides the student.
 PACKAGES = (
     "cdm-serve", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime",
@@ -107,15 +112,7 @@ def manifest(
         "default_steps": student.contract.steps,
         "contract": student.contract.to_json(),
         "latents": {"channels": channels, "downscale": sizes[0].height // latent_height},
-        "sigmas": {
-            str(size): {
-                str(steps): student.adapter.sigmas(
-                    steps, size.height, size.width, student.contract.of(steps)
-                )
-                for steps in range(1, max(MOST_STEPS, student.contract.steps) + 1)
-            }
-            for size in sizes
-        },
+        "sigmas": {str(size): _grids(student, size) for size in sizes},
         "tokenizers": tokenizers,
         "components": components,
         "runtimes": [],
@@ -127,7 +124,20 @@ def manifest(
             "prompts": len(plan.calibration),
             "sha256": _text_sha256("\n".join(plan.calibration)),
         }
+    grids = contents["sigmas"].values()
+    if all(each == _grids(student, ANOTHER_SIZE) for each in grids):
+        multiple, longest = student.adapter.multiple, student.architecture.longest_side
+        contents["any_size"] = {"multiple": multiple, "longest_side": longest}
     return contents | ({"tensorrt": engines} if engines is not None else {})
+
+
+def _grids(student: Student, size: Size) -> dict[str, list[float]]:
+    """Sigmas by number of steps."""
+    where, contract = (size.height, size.width), student.contract
+    return {
+        str(steps): student.adapter.sigmas(steps, *where, contract.of(steps))
+        for steps in range(1, max(MOST_STEPS, contract.steps) + 1)
+    }
 
 
 def write_manifest(contents: dict[str, Any], folder: Path) -> None:

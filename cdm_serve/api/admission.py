@@ -32,14 +32,35 @@ class PictureCost:
         cls, costs: dict[str, Any], size: str, steps: int, partials: int, *, incoming: bool = False
     ) -> "PictureCost":
         """``costs`` are those of a model's card; ``incoming``: a picture is encoded for it."""
-        text, step, decode = costs["text"], costs[size]["step"], costs[size]["decode"]
+        text, of_size = costs["text"], _of_size(costs, size)
+        step, decode = of_size["step"], of_size["decode"]
         decodings = 1 + partials
         if incoming:
-            text += costs[size]["picture"]["1"]
+            text += of_size["picture"]["1"]
         return cls(
             shared=text + steps * _best(step) + decodings * _best(decode),
             alone=text + steps * step["1"] + decodings * decode["1"],
         )
+
+
+def _of_size(costs: dict[str, Any], size: str) -> dict[str, Any]:
+    """As the engine has it or, before it has made one, as it will estimate it: by the pixels."""
+    if size in costs:
+        return dict(costs[size])
+    pixels = {each: _pixels(each) for each in (size, *costs) if each != "text"}
+    wanted = pixels.pop(size)
+    nearest = min(pixels, key=lambda each: abs(pixels[each] - wanted))
+    factor = wanted / pixels[nearest]
+    return {
+        stage: {batch: factor * spent for batch, spent in seconds.items()}
+        for stage, seconds in costs[nearest].items()
+        if stage != "batch"
+    }
+
+
+def _pixels(size: str) -> int:
+    width, height = map(int, size.split("x"))
+    return width * height
 
 
 def _best(seconds: dict[str, float]) -> float:

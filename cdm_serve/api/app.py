@@ -60,7 +60,7 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
     app.include_router(jobs.router())
     app.include_router(Edits(images, executor).router())
     app.include_router(files_router(store))
-    app.include_router(models_router(backend, int(time.time()), settings.alias))
+    app.include_router(models_router(backend, int(time.time()), settings))
     app.include_router(operations_router(backend, metrics, State(backend, admission, store)))
     app.include_router(playground_router())
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]

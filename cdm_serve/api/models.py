@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from cdm_serve.api.errors import ApiError, documented
 from cdm_serve.backend import Backend, BackendLost
 from cdm_serve.engine.card import ModelCard
+from cdm_serve.settings import Settings
 
 
 class BatchesEntry(BaseModel):
@@ -31,6 +32,9 @@ class ModelEntry(BaseModel):
     fingerprint: str
     sizes: list[str]
     default_size: str
+    multiple: int = Field(description="of which the sides of other sizes are; 0: no other sizes")
+    longest_side: int | None = Field(description="of other sizes, in pixels")
+    max_pixels: int = Field(description="of other sizes; 0: no other sizes")
     default_steps: int
     max_steps: int
     edits: bool = Field(description="whether it takes pictures, at /v1/images/edits")
@@ -71,12 +75,13 @@ def find_model(
     return models[model]
 
 
-def models_router(backend: Backend, created: int, aliases: dict[str, str]) -> APIRouter:
+def models_router(backend: Backend, created: int, settings: Settings) -> APIRouter:
     """The two routes; ``created`` is the time at which the server started."""
     router = APIRouter()
 
     def entry(card: ModelCard) -> ModelEntry:
-        return ModelEntry(created=created, **asdict(card))
+        most = settings.max_pixels or 0 if card.multiple else 0
+        return ModelEntry(created=created, max_pixels=most, **asdict(card))
 
     @router.get("/v1/models", responses=documented(401))
     async def models() -> ModelList:
@@ -86,6 +91,6 @@ def models_router(backend: Backend, created: int, aliases: dict[str, str]) -> AP
     @router.get("/v1/models/{model}", responses=documented(401, 404, 503))
     async def model(model: str) -> ModelEntry:
         """One served model."""
-        return entry(find_model(model, backend.models, aliases))
+        return entry(find_model(model, backend.models, settings.alias))
 
     return router

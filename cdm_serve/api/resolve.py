@@ -12,7 +12,7 @@ from cdm_serve.api.models import find_model
 from cdm_serve.api.plan import Plan
 from cdm_serve.api.reading import Notes, some
 from cdm_serve.api.schema import QUALITY_STEPS, ImageRequest, OutputFormat
-from cdm_serve.engine.card import ModelCard
+from cdm_serve.engine.card import ModelCard, divides
 from cdm_serve.settings import Settings
 
 OWN_TIMEOUT = "x-request-timeout-ms"
@@ -108,7 +108,7 @@ def make_plan(
         prompt=request.prompt,
         seeds=tuple(range(first, first + count)),
         steps=_steps(request, model, notes),
-        size=_size(request.size, model, notes, nearest=settings.size == "nearest"),
+        size=_size(request.size, model, notes, settings),
         output_format=output_format,
         compression=_compression(request, output_format, notes),
         raw=raw,
@@ -164,22 +164,34 @@ def _steps(request: ImageRequest, model: ModelCard, notes: Notes) -> int:
     return steps
 
 
-def _size(size: str | None, model: ModelCard, notes: Notes, *, nearest: bool) -> str:
+def _size(size: str | None, model: ModelCard, notes: Notes, settings: Settings) -> str:
     if size is None or size == "auto":
         return model.default_size
-    if size in model.sizes:
+    if size in model.sizes or _possible(size, model, settings.max_pixels or 0):
         return size
+    served = ", ".join(model.sizes)
+    if settings.max_pixels and model.multiple:
+        served += f", and sides that are multiples of {model.multiple}"
+        served += f" with up to {settings.max_pixels} pixels"
     fault = ApiError(
-        f"size: {size[:40]!r} is not served by {model.id}, only {', '.join(model.sizes)}",
+        f"size: {size[:40]!r} is not served by {model.id}, only {served}",
         param="size",
         code="invalid_value",
     )
-    if not nearest or not re.fullmatch("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
+    if settings.size != "nearest" or not re.fullmatch("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
         notes.refuse(fault)
         return model.default_size
     found = min(model.sizes, key=lambda other: _difference(size, other))
     notes.tolerate(fault, f"made in {found}")
     return found
+
+
+def _possible(size: str, model: ModelCard, most: int) -> bool:
+    """Whether it is one that the model divides, of at most so many pixels."""
+    if not divides(model.multiple, model.longest_side, size):
+        return False
+    width, height = map(int, size.split("x"))
+    return width * height <= most
 
 
 def _difference(size: str, other: str) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """What a served model says of itself; one object from the engine to the API."""
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -8,6 +9,7 @@ from typing import Any
 class ModelCard:
     """``id`` is the name that it is served under; sizes are ``WIDTHxHEIGHT``.
 
+    Sides that ``multiple`` divides can be made too, up to ``longest_side``, unless it is 0.
     ``downscale`` is pixels a latent position, along a side; ``edits`` whether it takes pictures;
     ``verified`` how far the export was compared with torch: ``full``, ``quick`` or ``none``;
     ``pid`` the engine's process; ``costs`` are as ``cdm_serve.triton.protocol`` has them,
@@ -24,6 +26,8 @@ class ModelCard:
     downscale: int
     edits: bool = False
     verified: str = "full"
+    multiple: int = 0
+    longest_side: int | None = None
     pid: int = 0
     costs: dict[str, Any] = field(default_factory=dict)
     batches: dict[str, Any] = field(default_factory=dict)
@@ -37,3 +41,11 @@ class ModelCard:
         """
         values = {each.name: data[each.name] for each in fields(cls)}
         return cls(**values | {"sizes": tuple(values["sizes"])})
+
+
+def divides(multiple: int, longest: int | None, size: str) -> bool:
+    """Whether ``multiple`` divides both sides of a size, which are at most ``longest``."""
+    if not multiple or not re.fullmatch("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
+        return False
+    sides = [int(side) for side in size.split("x")]
+    return all(side % multiple == 0 and side <= (longest or side) for side in sides)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdm_serve.engine.card import ModelCard
+from cdm_serve.engine.card import ModelCard, divides
 from cdm_serve.errors import StartError
 
 FORMAT = 1
@@ -39,7 +39,8 @@ class Manifest:
     """An exported model: what it can make and the files that make it.
 
     ``conditions`` are the text encoder's outputs, which the transformer takes by the same names;
-    ``engines`` is what ``export.tensorrt`` says of those it built.
+    ``engines`` is what ``export.tensorrt`` says of those it built. Besides ``sizes`` those can be
+    made whose sides ``multiple`` divides, up to ``longest_side``; none where it is 0.
     """
 
     name: str
@@ -59,6 +60,8 @@ class Manifest:
     max_batch: int
     engines: dict[str, Any] | None = None
     verified: str = "full"
+    multiple: int = 0
+    longest_side: int | None = None
 
     @property
     def max_steps(self) -> int:
@@ -69,6 +72,11 @@ class Manifest:
     def edits(self) -> bool:
         """Whether pictures can come in."""
         return "vae_encoder" in self.components
+
+    def grids(self, size: str) -> dict[int, tuple[float, ...]] | None:
+        """Sigmas by number of steps; None for a size that cannot be made."""
+        possible = size in self.sigmas or divides(self.multiple, self.longest_side, size)
+        return self.sigmas.get(size, self.sigmas[self.default_size]) if possible else None
 
     def latent_shape(self, size: str) -> tuple[int, int, int]:
         """(C, h, w) of one picture of ``size`` (``WIDTHxHEIGHT``)."""
@@ -88,6 +96,8 @@ class Manifest:
             downscale=self.downscale,
             edits=self.edits,
             verified=self.verified,
+            multiple=self.multiple,
+            longest_side=self.longest_side,
         )
 
 
@@ -136,6 +146,8 @@ def parse_manifest(data: dict[str, Any], folder: Path) -> Manifest:
         KeyError, TypeError, AttributeError: something is missing or of another type.
     """
     components = data["components"]
+    # Engines are built for their sizes alone.
+    others = {} if "tensorrt" in data else data.get("any_size", {})
     manifest = Manifest(
         name=str(data["name"]),
         architecture=str(data["architecture"]),
@@ -157,6 +169,8 @@ def parse_manifest(data: dict[str, Any], folder: Path) -> Manifest:
         max_batch=int(data["max_batch"]),
         engines=data.get("tensorrt"),
         verified=str(data.get("verification", {}).get("level", "full")),
+        multiple=int(others.get("multiple", 0)),
+        longest_side=others.get("longest_side"),
     )
     if manifest.default_size not in manifest.sizes:
         raise ValueError(f"default_size {manifest.default_size} is not among the sizes")

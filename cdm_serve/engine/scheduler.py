@@ -66,8 +66,7 @@ class Scheduler:
         Raises:
             EngineError: the job is not one for this model, or the key is in use.
         """
-        self._check(job)
-        sigmas = np.array(self._pipeline.manifest.sigmas[job.size][job.steps], dtype=np.float32)
+        sigmas = np.array(self._check(job), dtype=np.float32)
         rank = time.perf_counter() + PATIENCE * self._costs.alone(job.size, job.steps - job.start)
         sample = Sample(job, partial(self._answer, key, answer), sigmas, rank)
         with self._lock:
@@ -102,8 +101,9 @@ class Scheduler:
             "gauges": {"cache_entries": len(self._cache), "cache_bytes": self._cache.size},
         }
 
-    def _check(self, job: Job) -> None:
-        grids = self._pipeline.manifest.sigmas.get(job.size)
+    def _check(self, job: Job) -> tuple[float, ...]:
+        """Its sigmas, if it is one for this model."""
+        grids = self._pipeline.manifest.grids(job.size)
         if grids is None:
             sizes = ", ".join(self._pipeline.manifest.sizes)
             raise EngineError(f"size {job.size} is not served, only {sizes}", "invalid")
@@ -115,6 +115,7 @@ class Scheduler:
             job.prompt.encode()
         except UnicodeEncodeError as error:
             raise EngineError("the prompt is not valid Unicode", "invalid") from error
+        return grids[job.steps]
 
     def _check_tensors(self, job: Job) -> None:
         width, height = map(int, job.size.split("x"))

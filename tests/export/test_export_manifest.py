@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
+from students import SIZES
+
+from export.manifest import ANOTHER_SIZE, _grids
+from export.student import Student
 
 
 def sha256(path: Path) -> str:
@@ -26,6 +30,7 @@ def test_what_serving_reads(manifest: dict[str, Any]) -> None:
     assert manifest["default_size"] == "64x64"
     assert manifest["default_steps"] == 4
     assert manifest["latents"] == {"channels": 4, "downscale": 4}
+    assert manifest["any_size"] == {"multiple": 8, "longest_side": 192}
     shapes = {
         name: {port: entry["shape"] for port, entry in (c["inputs"] | c["outputs"]).items()}
         for name, c in manifest["components"].items()
@@ -90,3 +95,10 @@ def test_nothing_in_it_names_this_machine(exported: Path, student_folder: Path) 
     json.loads(text, parse_constant=pytest.fail)  # Infinity and NaN are no JSON
     for folder in (Path.home(), Path.cwd(), student_folder, exported.parent):
         assert str(folder) not in text
+
+
+def test_sigmas_that_depend_on_the_size_are_known_for_the_exported_ones_alone(
+    longcat: Student, student: Student
+) -> None:
+    assert _grids(longcat, SIZES[0]) != _grids(longcat, ANOTHER_SIZE)
+    assert _grids(student, SIZES[0]) == _grids(student, ANOTHER_SIZE)

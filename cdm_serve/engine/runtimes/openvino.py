@@ -222,7 +222,7 @@ def _never_one_row(model: Any) -> None:
     """
     for node in model.get_ordered_ops():
         rows = node.input(0).get_source_output() if node.get_type_name() == "MatMul" else None
-        if rows is None or rows.get_partial_shape().rank.get_length() != 2:
+        if rows is None or rows.get_partial_shape().rank != 2:
             continue
         targets = node.output(0).get_target_inputs()
         node.input(0).replace_source_output(opset.concat([rows, rows], 0).output(0))

@@ -41,6 +41,10 @@ def test_the_cost_of_a_picture():
     assert cost(3, 1).alone == pytest.approx(0.5 + 3 * 0.4 + 2 * 0.25)
 
 
+def test_the_cost_of_a_size_that_was_not_made_yet():
+    assert PictureCost.of(COSTS, "128x64", 3, 0).shared == pytest.approx(0.5 + 2 * (3 * 0.1 + 0.2))
+
+
 def test_work_is_bounded_and_not_requests():
     for each, pictures, seconds, count in [
         (COST, 1, 1.0, 10),

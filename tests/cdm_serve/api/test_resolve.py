@@ -227,3 +227,17 @@ def test_a_wrong_deadline_is_refused_by_name(value):
     with pytest.raises(ApiError) as caught:
         seconds_allowed(Headers({"x-request-timeout-ms": value}), stream=False)
     assert caught.value.param == "x-request-timeout-ms"
+
+
+def test_any_size_that_the_model_divides_up_to_a_limit(monkeypatch):
+    monkeypatch.setitem(MODELS, "emoji", card("emoji", multiple=8, longest_side=128))
+    most = {"max_pixels": 8192}
+    assert plan(size="128x64", settings=most).size == "128x64"
+    assert plan(size="96x64", settings={"max_pixels": 1}).size == "96x64"  # its own
+    for size in ("128x72", "100x64", "136x8"):
+        with pytest.raises(ApiError, match="multiples of 8 with up to 8192 pixels"):
+            plan(size=size, settings=most)
+    with pytest.raises(ApiError, match=r"only 64x64, 96x64$"):
+        plan(size="128x64")
+    with pytest.raises(ApiError, match=r"only 64x64, 96x64$"):
+        plan(size="128x64", model="other", settings=most)

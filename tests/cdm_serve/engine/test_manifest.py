@@ -162,3 +162,14 @@ def test_refuses_what_is_no_description(folder, text):
     (folder / "export.json").write_text(text)
     with pytest.raises(StartError, match=r"cannot be read.*cdm-export"):
         read_manifest(folder)
+
+
+def test_sizes_that_the_model_divides(folder: Path) -> None:
+    save(folder, description() | {"any_size": {"multiple": 8, "longest_side": 96}})
+    found = read_manifest(folder)
+    assert found.grids("96x8") == found.sigmas["64x32"]
+    for size in ("100x32", "104x32", "0x32", "96", "08x32", "96x-8"):
+        assert found.grids(size) is None
+    assert found.latent_shape("96x8") == (8, 2, 24)
+    save(folder, description())
+    assert read_manifest(folder).grids("96x8") is None

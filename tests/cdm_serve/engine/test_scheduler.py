@@ -116,7 +116,7 @@ def euler(pipeline, job):
     """The plain loop: the picture, and what each step foresees."""
     condition = pipeline.encode([job.prompt])
     latents = noise = pipeline.noise(job.seed, job.size)[None]
-    sigmas = np.array(pipeline.manifest.sigmas[job.size][job.steps], dtype=np.float32)[job.start :]
+    sigmas = np.array(pipeline.manifest.grids(job.size)[job.steps], np.float32)[job.start :]
     picture, mask = map(job.tensors.get, ("picture", "mask"))
     if picture is not None:
         known = pipeline.encode_picture(picture)[None]
@@ -194,6 +194,23 @@ def test_a_short_request_overtakes_a_long_one(held):
     assert not long.done()
     pipeline.permits.release(14)
     assert long.result(60).report["batches"].count(2) == 1
+
+
+def test_a_size_that_was_not_measured_is_made_in_batches_and_learned(held):
+    pipeline, scheduler = held
+    first = submit(scheduler, Job("a fox", 1, 1, "64x64"))
+    assert pipeline.begun.acquire(timeout=60)
+    jobs = [Job("a fox", seed, 2, "72x80") for seed in (2, 3)]
+    others = [submit(scheduler, job) for job in jobs]
+    pipeline.permits.release(1000)
+    assert first.result(60)
+    for job, other in zip(jobs, others, strict=True):
+        assert other.result(60).report["batches"] == [2, 2]
+        assert np.array_equal(other.result().image, euler(pipeline, job)[0])
+    assert scheduler.describe()["costs"]["72x80"]["step"]["1"] > 0
+    for size in ("72x81", "72x4000"):
+        with pytest.raises(EngineError, match="is not served"):
+            submit(scheduler, Job("a fox", 1, 1, size))
 
 
 def test_no_size_starves_another(held):
