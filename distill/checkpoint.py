@@ -60,29 +60,35 @@ def save(folder: Path, trainer: Resumable, keep: int, best: bool = False) -> Pat
     processes = trainer.processes
     path = folder / f"checkpoint-{trainer.updates:08d}"
     temporary = folder / f".{path.name}.tmp"
-    try:
+    with processes.together(), _written(path, temporary):
         if processes.main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        processes.wait()
-        with _quietly():
-            state_dict_saver.save(trainer.state_dict(), checkpoint_id=temporary)
+    with _written(path, temporary), _quietly():
+        state_dict_saver.save(
+            trainer.state_dict(), checkpoint_id=temporary, process_group=processes.host
+        )
+    with processes.together(), _written(path, temporary):
         if processes.main:
             (temporary / _RUN).write_text(json.dumps(trainer.identity), encoding="utf-8")
             shutil.rmtree(path, ignore_errors=True)
             temporary.rename(path)
+            if best:
+                with whole_file(folder / _BEST) as pointer:
+                    pointer.write_text(json.dumps({"checkpoint": path.name}), encoding="utf-8")
+            for old in found(folder)[:-keep]:
+                if old != best_of(folder):
+                    shutil.rmtree(old)
+    return path
+
+
+@contextmanager
+def _written(path: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DistillError(f"checkpoint {path} cannot be written: {_reason(error)}") from error
-    if processes.main:
-        if best:
-            with whole_file(folder / _BEST) as pointer:
-                pointer.write_text(json.dumps({"checkpoint": path.name}), encoding="utf-8")
-        for old in found(folder)[:-keep]:
-            if old != best_of(folder):
-                shutil.rmtree(old)
-    processes.wait()
-    return path
 
 
 def found(folder: Path) -> list[Path]:
@@ -118,7 +124,7 @@ def load(path: Path, trainer: Resumable) -> None:
     state: dict[str, Any] = trainer.state_dict()
     try:
         with _quietly():
-            state_dict_loader.load(state, checkpoint_id=path)
+            state_dict_loader.load(state, checkpoint_id=path, process_group=trainer.processes.host)
     except (Exception, CheckpointException) as error:  # whatever the damage leads to
         raise _damaged(path, error) from error
     trainer.load_state_dict(state)

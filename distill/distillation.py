@@ -14,8 +14,10 @@ from rich.console import Console
 
 from distill import checkpoint
 from distill.adapters import load_adapter
+from distill.adapters.components import weight_files
+from distill.adapters.loading import pipeline_folder
 from distill.errors import DistillError
-from distill.files import drop_unfinished
+from distill.files import StoredTensors, drop_unfinished
 from distill.log import RunLog, TrainingProgress
 from distill.parallel import Processes
 from distill.prompts import PromptStream, read_prompts
@@ -55,22 +57,16 @@ def distil(
         raise DistillError(
             f"{folder} holds checkpoints: continue with --resume, or name a new --run"
         )
-    if processes.main:
-        drop_unfinished(folder)
-        drop_unfinished(Path(recipe.output).parent, f"{Path(recipe.output).name}.")
-    adapter = load_adapter(recipe.teacher, max_sequence_length=recipe.max_sequence_length)
-    prompts = PromptStream(
-        adapter,
-        read_prompts(recipe.prompts),
-        recipe.seed,
-        recipe.runtime.prompts_in_memory,
-        processes.device,
-    )
-    trainer = form(adapter, recipe, prompts, prompts.encode([""]), processes)
+    with processes.together():
+        if processes.main:
+            drop_unfinished(folder)
+            drop_unfinished(Path(recipe.output).parent, f"{Path(recipe.output).name}.")
+    trainer = trainer_of(recipe, processes, form)
     if there:
         checkpoint.load(there[-1], trainer)
         console.print(f"continuing from {there[-1]}", soft_wrap=True)
-    log = RunLog(folder, trainer.updates, processes.main)
+    with processes.together():
+        log = RunLog(folder, trainer.updates, processes.main)
 
     interrupted = _Interrupt()
     with interrupted, TrainingProgress(console, recipe.updates, trainer.updates) as progress:
@@ -86,14 +82,35 @@ def distil(
     if best:  # the student drifts where a run is too long: what is kept is what evaluates best
         checkpoint.load(best, trainer)
     output = save_student(trainer)
-    if processes.main:
-        console.print(
-            f"report: {write_report(folder, log.records, trainer.updates)}", soft_wrap=True
-        )
+    with processes.together():
+        if processes.main:
+            report = write_report(folder, log.records, trainer.updates)
+            console.print(f"report: {report}", soft_wrap=True)
     console.print(
         f"student after {trainer.updates} of {recipe.updates} updates: {output}", soft_wrap=True
     )
     return 0
+
+
+def trainer_of(recipe: Recipe, processes: Processes, form: type[Trainer] = Trainer) -> Trainer:
+    """A trainer whose host memory is what it reads and no more, with the recipe's prompts.
+
+    Raises:
+        DistillError: the teacher or the prompts cannot be read, or do not fit the recipe.
+    """
+    with processes.together():
+        adapter = load_adapter(recipe.teacher, None, recipe.max_sequence_length)
+        weights = StoredTensors(weight_files(pipeline_folder(recipe.teacher) / "transformer"))
+        prompts = PromptStream(
+            adapter,
+            read_prompts(recipe.prompts),
+            recipe.seed,
+            recipe.runtime.prompts_in_memory,
+            processes,
+            recipe.batch,
+        )
+        null = prompts.encode([""])
+    return form(adapter, recipe, prompts, null, processes, weights)
 
 
 class _Interrupt:

@@ -71,9 +71,10 @@ class Evaluation:
         if not processes.any(kept is None) and kept is not None:
             return kept["latents"]
         evaluation = recipe.evaluation
-        latents = self.samples.teacher(evaluation.teacher_steps, evaluation.guidance).cpu()
-        if processes.main:
-            write_tensors(path, {"latents": latents}, made_of)
+        latents = self.samples.teacher(evaluation.teacher_steps, evaluation.guidance)
+        with processes.together():
+            if processes.main:
+                write_tensors(path, {"latents": latents}, made_of)
         return latents
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -108,6 +108,30 @@ def read_tensors(path: Path, made_of: str) -> dict[str, Tensor] | None:
     except (OSError, SafetensorError):
         pass
     return None
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors in safetensors files, each mapped anew when it is asked for.
+
+    What was read goes from memory with the tensor; a file mapped as a whole would keep it.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._files: dict[str, Path] = {}
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self._files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def save_grid(pictures: Tensor, path: Path, columns: int | None = None) -> None:

@@ -5,8 +5,9 @@ Low-rank adapters (arXiv 2106.09685) are on every linear layer inside the transf
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,16 +19,61 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW
 
 from distill.recipe import LoraRecipe, OptimiserRecipe
+
+_ADAPTER, _BASE = "default", ".base_layer."  # peft's own names
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
     """A transformer's blocks: what is compiled, sharded and recomputed one at a time."""
     lists = [child for child in network.children() if isinstance(child, nn.ModuleList)]
     return [block for blocks in lists for block in blocks]
+
+
+def outline(network: nn.Module, low: bool = False) -> nn.Module:
+    """A frozen copy without weights, on the meta device; buffers that no file holds are real.
+
+    Args:
+        network: its weights may be anywhere.
+        low: bfloat16 for the weights that autocast would round to it in every pass: half the
+            memory and the same bits. All others are float32.
+    """
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        rounded = low and isinstance(module, nn.Linear | nn.Conv2d)
+        dtype = torch.bfloat16 if rounded else torch.float32
+        for parameter in module.parameters(recurse=False):
+            empty = torch.empty_like(parameter, device="meta", dtype=dtype)
+            memo[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+    for tensor in network.state_dict(keep_vars=True).values():  # buffers too
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        memo.setdefault(id(tensor), torch.empty_like(tensor, device="meta", dtype=dtype))
+    return copy.deepcopy(network, memo)
+
+
+@contextmanager
+def moved(
+    networks: Sequence[nn.Module],
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[None]:
+    """Networks on a device and in a type for a while; afterwards they are where they were."""
+    modules = [module for network in networks for module in network.modules()]
+    tensors = [(p, p.data) for module in modules for p in module.parameters(recurse=False)]
+    buffers = [(module, dict(module._buffers)) for module in modules]
+    try:
+        for network in networks:
+            network.to(device, dtype)
+        yield
+    finally:
+        for parameter, data in tensors:
+            parameter.data = data
+        for module, before in buffers:
+            module._buffers = before
 
 
 def attention_kernel(device: str) -> AbstractContextManager[None]:
@@ -164,12 +210,35 @@ def add_lora(network: nn.Module, recipe: LoraRecipe, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, network)
+        for layer in network.modules():
+            if isinstance(layer, LoraLayer):  # also where the layer below has no weights yet
+                for adapter in (layer.lora_A, layer.lora_B):
+                    adapter.to_empty(device="cpu")
+                layer.reset_lora_parameters(_ADAPTER, True)
 
 
-def merge_lora(network: nn.Module) -> None:
-    """Add what the adapters learnt to the weights and take the adapters out again."""
-    for name, layer in list(network.named_modules()):
-        if isinstance(layer, LoraLayer):
-            layer.merge()
-            parent = network.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], layer.get_base_layer())
+def plain_name(name: str) -> str:
+    """A weight's name in the teacher: without adapters, and outside the fake teacher."""
+    return name.removeprefix("transformer.").replace(_BASE, ".")
+
+
+def merged(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every weight that a file holds, with what adapters have learnt added, one after the other.
+
+    Slices are gathered: all processes go through them together.
+    """
+    state = network.state_dict()
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        weight = _whole(tensor)
+        if name.endswith(f"{_BASE}weight"):
+            layer: Any = network.get_submodule(name.removesuffix(f"{_BASE}weight"))
+            of = name.removesuffix(f"{_BASE}weight")
+            down, up = (_whole(state[f"{of}.lora_{side}.{_ADAPTER}.weight"]) for side in "AB")
+            weight = weight + layer.scaling[_ADAPTER] * (up @ down)
+        yield plain_name(name), weight
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

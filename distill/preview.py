@@ -7,13 +7,14 @@ from torch import Tensor
 
 from distill.adapters import Condition
 from distill.flow import Velocity, sample
+from distill.networks import moved
 from distill.trainer import Trainer
 
 
 class FixedSamples:
     """Samples of the first prompts, each with a seed of its own; prompts repeat if they are few.
 
-    Every process of the training makes them all alike: its networks may be sharded.
+    Every process of the training makes its part of them.
 
     Args:
         trainer: the run.
@@ -21,25 +22,25 @@ class FixedSamples:
     """
 
     def __init__(self, trainer: Trainer, count: int) -> None:
-        self.trainer = trainer
-        prompts = trainer.prompts.prompts
+        self.trainer, self.count = trainer, count
+        prompts, rows = trainer.prompts.prompts, trainer.processes.share(count)
         self.prompts = [prompts[i % len(prompts)] for i in range(count)]
         # Each has its own seed, so that one is the same in a grid of any size.
         self.noise = torch.stack(
             [
                 torch.randn(trainer.latent_shape, generator=torch.Generator().manual_seed(seed))
-                for seed in range(count)
+                for seed in rows
             ]
         )
-        self.condition = trainer.prompts.encode(self.prompts)
+        self.condition = trainer.prompts.encode([self.prompts[i] for i in rows])
 
     def student(self, steps: int) -> Tensor:
-        """The averaged student's latents in so many steps, float32 (B, C, h, w)."""
+        """The averaged student's latents in so many steps, float32 (B, C, h, w) on the CPU."""
         with self.trainer.averaged():
             return self._sample(self.trainer.velocities.student, steps)
 
     def teacher(self, steps: int, guidance: float) -> Tensor:
-        """The teacher's latents under classifier-free guidance, float32 (B, C, h, w)."""
+        """The teacher's latents under classifier-free guidance, float32 (B, C, h, w) on the CPU."""
         teacher, null = self.trainer.velocities.teacher, self.trainer.null
 
         def guided(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -63,15 +64,17 @@ class FixedSamples:
             )
             for start in range(0, len(self.noise), size)
         ]
-        return torch.cat(latents)
+        return trainer.processes.gather(torch.cat(latents), self.count)
 
 
 def pictures_of(trainer: Trainer, latents: Tensor) -> Tensor:
     """Decoded latents, (B, 3, H, W) in [0, 1] on the CPU.
 
-    The VAE is on the device for this time only, and decodes one picture at a time.
+    Every process decodes its part, one picture at a time; the VAE is on the device for this time
+    only.
     """
-    vae = trainer.adapter.pipeline.vae.to(trainer.device)
-    decoded = [trainer.adapter.decode(one.to(trainer.device)).cpu() for one in latents[:, None]]
-    vae.to("cpu")
-    return (torch.cat(decoded) / 2 + 0.5).clamp(0, 1)
+    adapter, processes = trainer.adapter, trainer.processes
+    mine = latents[processes.share(len(latents)), None]
+    with moved([adapter.pipeline.vae], trainer.device):
+        decoded = torch.cat([adapter.decode(one.to(trainer.device)).cpu() for one in mine])
+    return (processes.gather(decoded, len(latents)) / 2 + 0.5).clamp(0, 1)

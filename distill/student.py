@@ -9,12 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch import Tensor
 
-from distill.adapters import Adapter, load_adapter
+from distill.adapters import Adapter
 from distill.adapters.loading import pipeline_folder
 from distill.files import whole_folder
-from distill.networks import add_lora, merge_lora
+from distill.networks import merged, moved, outline
 from distill.recipe import Recipe
 from distill.stock import write_stock
 from distill.trainer import Trainer
@@ -26,31 +26,41 @@ def save_student(trainer: Trainer) -> Path:
     """Write the teacher's pipeline with the averaged student as its transformer.
 
     Adapters are merged into the weights, slices of sharded weights are gathered. Every process of
-    the training calls this, the main one writes to the recipe's ``output``.
+    the training calls this, the main one writes to the recipe's ``output``; it alone holds the
+    network, in two bytes a weight.
 
     Raises:
-        DistillError: the teacher is gone or the folder cannot be written; an older student stays.
+        DistillError: the folder cannot be written; an older student stays.
     """
-    recipe = trainer.recipe
+    recipe, processes, half = trainer.recipe, trainer.processes, trainer.adapter.half
     output = Path(recipe.output)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    adapter = load_adapter(recipe.teacher, trainer.adapter.half, recipe.max_sequence_length)
-    if recipe.lora.rank:
-        add_lora(adapter.transformer, recipe.lora, recipe.seed)
-    with trainer.averaged():  # what is gathered may be the network's own memory
-        weights = get_model_state_dict(trainer.student, options=options)
-        if trainer.processes.main:
-            adapter.transformer.load_state_dict(weights, strict=False)  # rounds
-    if trainer.processes.main:
-        if recipe.lora.rank:
-            merge_lora(adapter.transformer)
-        with whole_folder(output) as folder:
-            adapter.pipeline.save_pretrained(folder)
-            write_stock(adapter, recipe.steps, recipe.height, recipe.width, folder)
-            description = json.dumps(describe(recipe, trainer.updates, adapter), indent=2)
-            (folder / "cdm.json").write_text(description + "\n", encoding="utf-8")
-    trainer.processes.wait()
+    weights: dict[str, Tensor] = {}
+    with trainer.averaged():
+        for name, weight in merged(trainer.student):
+            if processes.main:
+                weights[name] = weight.to(half).cpu()
+    with processes.together():
+        if processes.main:
+            with whole_folder(output) as folder:
+                _write(trainer, weights, folder)
     return output
+
+
+def _write(trainer: Trainer, weights: dict[str, Tensor], folder: Path) -> None:
+    recipe, adapter = trainer.recipe, trainer.adapter
+    network, teacher = outline(adapter.transformer), adapter.transformer
+    network.load_state_dict(weights, assign=True)  # RuntimeError where a name is amiss
+    others = [part for part in adapter.networks.values() if part is not teacher]
+    # Past the pipeline's own setter, which would note an adapter's class for diffusers'.
+    object.__setattr__(adapter.pipeline, "transformer", network)
+    try:
+        with moved(others, "cpu", adapter.half):
+            adapter.pipeline.save_pretrained(folder)
+    finally:
+        object.__setattr__(adapter.pipeline, "transformer", teacher)
+    write_stock(adapter, recipe.steps, recipe.height, recipe.width, folder)
+    description = json.dumps(describe(recipe, trainer.updates, adapter), indent=2)
+    (folder / "cdm.json").write_text(description + "\n", encoding="utf-8")
 
 
 def describe(recipe: Recipe, updates: int, adapter: Adapter) -> dict[str, Any]:

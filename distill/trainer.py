@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from distill.networks import (
     attention_kernel,
     blocks,
     move_towards,
+    outline,
     ramped_decay,
     weights_of,
 )
@@ -41,11 +41,13 @@ class Trainer:
     """Student, fake teacher and their average, and everything that decides the next update.
 
     Args:
-        adapter: the teacher's; its transformer is frozen and moved to the device.
+        adapter: the teacher's; its own networks stay as and where they are.
         recipe: the run.
         prompts: the condition of every sample of the run.
         null: the empty prompt's embedding, one row.
         processes: those that train together.
+        weights: the transformer's by name, to be read one at a time; without all of them it is
+            read itself.
 
     Raises:
         DistillError: the recipe does not fit the processes.
@@ -58,6 +60,7 @@ class Trainer:
         prompts: PromptStream,
         null: Condition,
         processes: Processes,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         if processes.sharded and recipe.schedule.index != "shared":
             raise DistillError(
@@ -72,21 +75,24 @@ class Trainer:
         self.rng = Rng(recipe, self.latent_shape, self._shift, self.rows, self.device)
         self.updates = 0
 
-        teacher = adapter.transformer.eval().requires_grad_(False)
         # float32 masters: bfloat16 would lose updates of 1e-5.
-        self.student = self._trainable(teacher)
-        self.fake = FakeTeacher(self._trainable(teacher), adapter, self._embedding())
-        networks = [self.student, self.fake.transformer, teacher]
+        self.student = self._trainable()
+        self.fake = FakeTeacher(self._trainable(), adapter, self._embedding())
+        self.teacher = outline(adapter.transformer, low=recipe.runtime.precision == "bf16")
+        networks = [self.student, self.fake.transformer, self.teacher]
         if recipe.runtime.compile:
             for block in (block for network in networks for block in blocks(network)):
                 # Rollouts shrink from sample to sample unless all stop at the same anchor.
                 block.compile(dynamic=recipe.schedule.index != "shared")
-        for network in (self.student, self.fake, teacher):
-            processes.place(network)
+        own = adapter.transformer.state_dict()
+        if weights is None or not own.keys() <= weights.keys():
+            weights = own
+        for network in (self.student, self.fake, self.teacher):
+            processes.place(network, weights)
         self.average = Average(self.student)
         self.velocities = Velocities(
             student=self._velocity_of(self.student),
-            teacher=self._velocity_of(teacher),
+            teacher=self._velocity_of(self.teacher),
             fake=self._velocity_of(self.fake),
         )
         plan, updates = recipe.optimiser, recipe.updates
@@ -152,8 +158,8 @@ class Trainer:
         student, fake = weights_of(self.student), weights_of(self.fake)
         return {"student": student, "fake": fake, "average": self.average.values}
 
-    def _trainable(self, teacher: nn.Module) -> nn.Module:
-        network = copy.deepcopy(teacher).float()
+    def _trainable(self) -> nn.Module:
+        network = outline(self.adapter.transformer)
         if self.recipe.lora.rank:
             add_lora(network, self.recipe.lora, self.recipe.seed)
         else:

@@ -52,7 +52,7 @@ class _Loop:
         self.preview = FixedSamples(trainer, plan.preview_pictures) if plan.preview_every else None
         self.evaluation = Evaluation(trainer, folder) if self.recipe.evaluation.every else None
         if self.evaluation and not trainer.updates:
-            log.pictures("teacher", self.evaluation.teacher_pictures(), 0)
+            self._show("teacher", self.evaluation.teacher_pictures())
             expected = {f"teacher_{name}": x for name, x in self.evaluation.expected.items()}
             start, _ = self.evaluation.student()
             self._note({**start, **expected}, "evaluation")
@@ -82,8 +82,13 @@ class _Loop:
 
     def _note(self, record: dict[str, float], group: str) -> None:
         record = {"update": self.trainer.updates, **record}
-        self.log.append(record, group)
+        with self.trainer.processes.together():
+            self.log.append(record, group)
         self.report(record)
+
+    def _show(self, name: str, pictures: Tensor) -> None:
+        with self.trainer.processes.together():
+            self.log.pictures(name, pictures, self.trainer.updates)
 
     def _log_window(self) -> None:
         """Each metric's mean over the updates since the last record, and all processes."""
@@ -122,10 +127,7 @@ class _Loop:
     def _preview(self) -> None:
         assert self.preview is not None
         for steps in sorted({1, 2, self.recipe.steps, 2 * self.recipe.steps}):
-            latents = self.preview.student(steps)
-            if self.trainer.processes.main:
-                pictures = pictures_of(self.trainer, latents)
-                self.log.pictures(f"preview-{steps}", pictures, self.trainer.updates)
+            self._show(f"preview-{steps}", pictures_of(self.trainer, self.preview.student(steps)))
 
 
 def _gone_wrong(what: str, good: Path | None) -> DistillError:

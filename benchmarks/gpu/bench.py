@@ -29,15 +29,16 @@ from benchmarks.serving.bare import closed_loop
 from benchmarks.serving.exported import find_export
 from benchmarks.serving.stages import OURS
 from benchmarks.serving.torch_stages import TorchStages
-from benchmarks.training.cost import trainer_of, update_seconds
+from benchmarks.training.cost import update_seconds
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.scheduler import Scheduler
 from cdm_serve.engine.warmup import measure
 from distill.adapters import Adapter, load_adapter
 from distill.adapters.loading import model_index
 from distill.adapters.registry import adapter_class
+from distill.distillation import trainer_of
+from distill.parallel import Processes
 from distill.recipe import Recipe, read_recipe
-from distill.trainer import Trainer
 from export.exporter import export
 from export.request import EngineOptions, Request, Size
 
@@ -199,8 +200,7 @@ class Bench:
 
     def updates(self, recipe: Recipe) -> Result:
         """Seconds of each of some updates, the first of which also warms up; peak memory."""
-        adapter = load_adapter(recipe.teacher, max_sequence_length=recipe.max_sequence_length)
-        trainer = trainer_of(Trainer, adapter, recipe)
+        trainer = trainer_of(recipe, Processes(recipe.runtime.device))
         self.reset_peak()
         seconds = [round(update_seconds(trainer), 4) for _ in range(3)]
         return {"seconds": seconds, "peak_bytes": self.peak_bytes()}

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.errors import BenchError
 from benchmarks.training.released import ReleasedTrainer
-from distill.adapters import Adapter, load_adapter
+from distill.adapters import load_adapter
+from distill.distillation import trainer_of
 from distill.networks import blocks
 from distill.parallel import Processes
 from distill.prompts import PromptStream, read_prompts
@@ -119,8 +120,11 @@ def _count(
     whole: Any = adapter.transformer
     adapter.pipeline.transformer = type(whole).from_config({**whole.config, **_SHALLOW})
     runtime = replace(recipe.runtime, gradient_checkpointing=True, compile=False)
-    trainer = trainer_of(form, adapter, replace(recipe, runtime=runtime))
-    units = Units([trainer.student, trainer.fake.transformer, adapter.transformer])
+    recipe, processes = replace(recipe, runtime=runtime), Processes(recipe.runtime.device)
+    held = recipe.runtime.prompts_in_memory
+    prompts = PromptStream(adapter, read_prompts(recipe.prompts), recipe.seed, held, processes)
+    trainer = form(adapter, recipe, prompts, prompts.encode([""]), processes)
+    units = Units([trainer.student, trainer.fake.transformer, trainer.teacher])
     counts = []
     for _ in range(updates):
         before = units.total
@@ -134,8 +138,8 @@ def _time(
     recipe: Recipe, pairs: int, on_update: Callable[[], None]
 ) -> tuple[list[float], list[float]]:
     """Seconds of each update of ours and of the released form, which take turns."""
-    adapter = load_adapter(recipe.teacher, max_sequence_length=recipe.max_sequence_length)
-    trainers = [trainer_of(form, adapter, recipe) for form in (Trainer, ReleasedTrainer)]
+    processes = Processes(recipe.runtime.device)
+    trainers = [trainer_of(recipe, processes, form) for form in (Trainer, ReleasedTrainer)]
     seconds: tuple[list[float], list[float]] = ([], [])
     for pair in range(_WARM_UP + pairs):
         for which in (0, 1) if pair % 2 else (1, 0):
@@ -158,16 +162,3 @@ def update_seconds(trainer: Trainer) -> float:
     trainer.update()
     wait()
     return time.perf_counter() - started
-
-
-def trainer_of(form: type[Trainer], adapter: Adapter, recipe: Recipe) -> Trainer:
-    """A trainer in this process, with the recipe's prompts."""
-    processes = Processes(recipe.runtime.device)
-    prompts = PromptStream(
-        adapter,
-        read_prompts(recipe.prompts),
-        recipe.seed,
-        recipe.runtime.prompts_in_memory,
-        processes.device,
-    )
-    return form(adapter, recipe, prompts, prompts.encode([""]), processes)

@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
 import transformers
+from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -47,8 +48,10 @@ def check_files(folder: Path, components: Components) -> None:
                 )
 
 
-def load_components(folder: Path, components: Components, dtype: torch.dtype) -> dict[str, Any]:
-    """Every component, those with weights in ``dtype``.
+def load_components(
+    folder: Path, components: Components, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """Every component, those with weights in ``dtype``; None is that of each one's files.
 
     Raises:
         DistillError: a file is missing or damaged, or lacks a weight of the network.
@@ -107,11 +110,31 @@ def _shape(path_or_name: str, name: str, library: str, class_name: str) -> Any:
         )
 
 
-def _load(component_class: Any, place: Path, _: torch.dtype) -> Any:
+def weight_files(place: Path) -> list[Path]:
+    """A component's safetensors files, those of the variant that is loaded."""
+    middle = f".{variant}" if (variant := _variant(place)) else ""
+    name = re.compile(
+        rf"(model|diffusion_pytorch_model){middle}(-\d{{5}}-of-\d{{5}})?\.safetensors"
+    )
+    return [path for path in sorted(place.glob("*.safetensors")) if name.fullmatch(path.name)]
+
+
+def _load(component_class: Any, place: Path, _: torch.dtype | None) -> Any:
     return component_class.from_pretrained(place)
 
 
-def _load_network(network_class: Any, place: Path, dtype: torch.dtype) -> nn.Module:
+def _stored_dtype(place: Path) -> torch.dtype:
+    """Of the first weights, float32 where none can be seen: loaded in it they stay in the file."""
+    for path in weight_files(place):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if (dtype := file.get_tensor(name).dtype).is_floating_point:
+                    return cast(torch.dtype, dtype)
+    return torch.float32
+
+
+def _load_network(network_class: Any, place: Path, dtype: torch.dtype | None) -> nn.Module:
+    dtype = dtype or _stored_dtype(place)
     # transformers puts shapes that differ into a report; diffusers says them in its error.
     options = (
         {"ignore_mismatched_sizes": True} if issubclass(network_class, PreTrainedModel) else {}

@@ -25,7 +25,9 @@ from distill.errors import DistillError
 
 
 def load_adapter(
-    path_or_name: str, dtype: torch.dtype = torch.float32, max_sequence_length: int | None = None
+    path_or_name: str,
+    dtype: torch.dtype | None = torch.float32,
+    max_sequence_length: int | None = None,
 ) -> Adapter:
     """Load a pipeline by folder or hub name, with all weights in ``dtype``.
 
@@ -34,7 +36,8 @@ def load_adapter(
 
     Args:
         path_or_name: a diffusers folder, or a name on the hub.
-        dtype: of all weights.
+        dtype: of all weights; None leaves each component its files' own, mapped into memory: all
+            processes of a machine share them, and what is not read takes none.
         max_sequence_length: text tokens; None takes what the pipeline takes.
 
     Raises:

@@ -127,7 +127,7 @@ def test_what_can_be_counted_is_what_a_trainer_holds(
     trainer.processes.average_gradients = noting
     trainer.update()
     networks = {
-        "teacher": trainer.adapter.transformer,
+        "teacher": trainer.teacher,
         "student": trainer.student,
         "fake teacher": trainer.fake,
     }

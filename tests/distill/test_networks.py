@@ -1,22 +1,34 @@
 """AdamW steps and averages against their formulas; low-rank adapters and their merging."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from pipelines import PROMPTS
+from pipelines import (
+    PROMPTS,
+    tiny_flux,
+    tiny_klein,
+    tiny_longcat,
+    tiny_qwen_image,
+    tiny_sd3,
+    tiny_z_image,
+)
 from torch import nn
 
-from distill.adapters import Adapter
+from distill.adapters import Adapter, load_adapter
 from distill.networks import (
     Average,
     Optimiser,
     add_lora,
-    merge_lora,
+    merged,
+    outline,
     ramped_decay,
     rate_factor,
     trained,
 )
+from distill.parallel import Processes
 from distill.recipe import LoraRecipe, OptimiserRecipe
 
 
@@ -111,9 +123,35 @@ def test_adapters_start_as_the_teacher_and_merge_into_its_layers(adapter: Adapte
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
     moved = velocity(adapter)
     assert not torch.allclose(moved, before, atol=1e-3)
-    merge_lora(network)
-    assert set(network.state_dict()) == names
+    weights = dict(merged(network))
+    assert set(weights) == names
+    plain = outline(network.from_config(network.config))
+    plain.load_state_dict(weights, assign=True)
+    adapter.pipeline.transformer = plain
     torch.testing.assert_close(velocity(adapter), moved, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize(
+    "tiny", [tiny_sd3, tiny_longcat, tiny_flux, tiny_klein, tiny_qwen_image, tiny_z_image]
+)
+def test_a_teacher_of_half_the_memory_gives_the_same_bits(
+    tiny: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """Also where its files are mapped in their own type."""
+    adapter = load_adapter(str(tiny(tmp_path)), None, None)
+    whole, low = (outline(adapter.transformer, low) for low in (False, True))
+    size = {}
+    for network in (whole, low):
+        Processes("cpu").place(network, adapter.transformer.state_dict())
+        size[network] = sum(p.numel() * p.element_size() for p in network.parameters())
+    assert size[low] < 0.6 * size[whole]
+    shape = adapter.latent_shape(64, 64)
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    condition, sigma = adapter.encode(PROMPTS[:2]), torch.tensor([0.3, 0.9])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        both = [adapter.velocity(network, x, sigma, condition) for network in (whole, low)]
+    assert torch.equal(*both)
 
 
 def test_every_process_begins_alike(adapter: Adapter) -> None:

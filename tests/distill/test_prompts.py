@@ -8,6 +8,7 @@ from pipelines import PROMPTS
 
 from distill.adapters import Condition
 from distill.adapters.sd3 import Sd3Adapter
+from distill.parallel import Processes
 from distill.prompts import PromptStream, rows_at
 
 MANY = [f"{prompt} {i}" for i in range(9) for prompt in PROMPTS]  # 45: more than one group
@@ -84,22 +85,41 @@ def test_any_position_resumes_with_identical_bits(adapter: Sd3Adapter) -> None:
 def test_encoders_leave_the_device_again(
     adapter: Sd3Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the meta device nothing can be computed, but one sees who was there."""
-    seen: list[str] = []
+    """Into their file's memory and type; the transformer never leaves it."""
+    parts = adapter.pipeline.components
+    parts["text_encoder"].half()
+    before = {n: p.data_ptr() for n, p in parts["text_encoder"].named_parameters()}
+    seen: list[torch.dtype] = []
 
     def where(prompts: list[str]) -> Condition:
-        pipeline = adapter.pipeline
-        seen.extend(m.device.type for m in (pipeline.text_encoder, pipeline.text_encoder_2))
-        seen.append(pipeline.transformer.device.type)
+        seen.extend(parts[name].dtype for name in ("text_encoder", "text_encoder_2"))
         raise KeyboardInterrupt  # even then
 
     monkeypatch.setattr(adapter, "encode", where)
-    monkeypatch.setattr(
-        torch.nn.Module, "to", lambda module, device: seen.append(str(device)) or module
-    )
     with pytest.raises(KeyboardInterrupt):
-        PromptStream(adapter, PROMPTS, seed=0, in_memory=9, device="meta").encode(["a"])
-    assert seen == ["meta", "meta", "cpu", "cpu", "cpu", "cpu", "cpu"]
+        PromptStream(adapter, PROMPTS, seed=0, in_memory=9).encode(["a"])
+    assert seen == [torch.float32] * 2 and parts["text_encoder"].dtype == torch.float16
+    assert before == {n: p.data_ptr() for n, p in parts["text_encoder"].named_parameters()}
+
+
+def test_processes_encode_their_own_samples_of_a_block(
+    adapter: Sd3Adapter, encoded: list[list[str]]
+) -> None:
+    order = [MANY[row] for row in rows_at(0, 24, len(MANY), seed=0).tolist()]
+    expected = adapter.encode(order)
+    encoded.clear()
+    for rank in range(2):
+        processes = Processes("cpu")
+        processes.rank, processes.count = rank, 2
+        stream = PromptStream(adapter, MANY, 0, 12, processes, batch=8)
+        for start in range(0, 24, 8):
+            rows = range(start + 4 * rank, start + 4 * rank + 4)
+            condition = stream.at(rows).tensors
+            there = expected[slice(rows.start, rows.stop)].tensors
+            torch.testing.assert_close(condition, there)
+    assert sorted(prompt for group in encoded for prompt in group) == sorted(
+        order
+    )  # each by one of them
 
 
 def test_the_hash_tells_lists_apart(adapter: Sd3Adapter, tmp_path: Path) -> None:

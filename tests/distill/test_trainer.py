@@ -102,7 +102,7 @@ def test_samples_forwarded_in_one_update(
     trainer = make(replace(recipe, batch=6, schedule=schedule, runtime=runtime))
     calls: list[tuple[str, int, bool]] = []
     names = {
-        id(adapter.transformer): "teacher",
+        id(trainer.teacher): "teacher",
         id(trainer.student): "student",
         id(trainer.fake.transformer): "fake",
     }

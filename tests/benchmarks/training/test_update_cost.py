@@ -51,7 +51,7 @@ def make(form: type[Trainer], recipe: Recipe) -> Trainer:
 
 def counted(form: type[Trainer], recipe: Recipe) -> list[float]:
     trainer = make(form, recipe)
-    units = Units([trainer.student, trainer.fake.transformer, trainer.adapter.transformer])
+    units = Units([trainer.student, trainer.fake.transformer, trainer.teacher])
     totals = [0]
     for _ in range(UPDATES):
         trainer.update()
