@@ -119,9 +119,9 @@ class _Widened:
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Entries of the outermost lists of modules."""
+    """Entries of the outermost lists of modules; diffusers leaves some of them empty."""
     for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else _blocks(child)
+        yield from child.children() if isinstance(child, nn.ModuleList) else _blocks(child)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -117,3 +117,13 @@ def test_a_block_is_in_float32_only_while_it_runs(student: Student) -> None:
         assert blocks[0].attn.to_q.weight.dtype == torch.float16
     assert seen == [torch.float32] * len(blocks)
     assert {weight.dtype for weight in narrow.parameters()} == {torch.float16}
+
+
+def test_blocks_that_are_not_there_are_passed_over() -> None:
+    """The middle of a VAE without attention, as the emoji student's."""
+    network = torch.nn.Module()
+    linear = torch.nn.Linear(2, 2).half()
+    network.blocks = torch.nn.ModuleList([None, linear])  # type: ignore[list-item]
+    with torch.no_grad(), float32(network):
+        assert linear(torch.ones(1, 2)).dtype == torch.float32
+    assert linear.weight.dtype == torch.float16
