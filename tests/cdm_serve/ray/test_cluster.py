@@ -126,6 +126,12 @@ def test_the_same_bytes_as_from_one_machine(cluster, server):
     assert cluster.picture(*job) == server.picture(*job)
 
 
+def test_pictures_that_come_in_reach_the_engines(cluster, server):
+    fox, fields = server.picture("a fox", 1, 1), {"prompt": "an owl", "seed": 3, "strength": 0.5}
+    here, there = (each.edit(fox, **fields).json()["data"][0] for each in (server, cluster))
+    assert there["b64_json"] == here["b64_json"]
+
+
 def test_events_come_while_the_picture_is_made(cluster):
     fields = FIELDS | {"partial_images": 3}
     with cluster.http.stream("POST", "/v1/images/generations", json=fields) as response:
