@@ -23,8 +23,9 @@ _MADV_DONTNEED = 4
 PRECISIONS = ("auto", "f32", "bf16")
 # Parts of the CPU that graphs may run on side by side, with an equal number of cores each.
 LANES = 2
-# A graph with fewer bytes of weights is compiled anew for each shape: 10 to 25 % faster, and the
-# bits are the same at every batch size. But each copy takes some 1.5 times these bytes.
+NARROW = (openvino.Type.f16, openvino.Type.bf16)
+# A graph with fewer bytes of weights in float32 is compiled anew for each shape: 10 to 25 % faster,
+# and the bits are the same at every batch size. But each copy takes some 1.5 times these bytes.
 SMALL = 128 * 2**20
 # Copies that one lane keeps of a graph, those used last; four to six serve one picture size.
 COPIES = 16
@@ -67,8 +68,10 @@ class OpenVino:
     def load(self, path: Path) -> "WholeGraph | StaticGraph":
         """Read an ONNX file; a small one is compiled when it meets a shape, others here."""
         model = self._core.read_model(path)
+        constants = (each for each in model.get_ops() if each.get_type_name() == "Constant")
         weights = sum(
-            node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant"
+            each.get_byte_size() * (2 if each.get_element_type() in NARROW else 1)
+            for each in constants
         )
         wide = self._options | {"PERFORMANCE_HINT": "LATENCY"}
         if weights > SMALL:
@@ -200,9 +203,8 @@ def _widen(model: Any) -> None:
     packed for its kernels. Marked as what ``save_model`` compresses, they stay in their file until
     a kernel packs them: 0.6 of the memory in float32, 0.4 in bfloat16.
     """
-    narrow = (openvino.Type.f16, openvino.Type.bf16)
     nodes = [each for each in model.get_ordered_ops() if each.get_output_size()]
-    nodes = [each for each in nodes if each.get_output_element_type(0) in narrow]
+    nodes = [each for each in nodes if each.get_output_element_type(0) in NARROW]
     weights = [each for each in nodes if each.get_type_name() == "Constant"]
     for constant, convert in zip(weights, _decompressions(len(weights)), strict=True):
         for target in constant.output(0).get_target_inputs():
