@@ -3,9 +3,9 @@
 One sample through one network is one unit. A trained pass is three: its backward computes two
 products for the forward's one; or four, where activations are computed again.
 
-Of memory, counted: parameters and buffers in float32, gradients, AdamW's two moments, the
-student's average. Traced: what autograd keeps of a pass, by running the real transformer on
-tensors without contents (``FakeTensorMode``) for one sample and for two; the difference is what a
+Of memory, counted: parameters and buffers, gradients, AdamW's two moments, the student's average,
+all in float32 but what of the teacher is bfloat16.
+Traced: what autograd keeps of a pass, by running the real transformer on tensors without contents (``FakeTensorMode``) for one sample and for two; the difference is what a
 sample costs, the rest is what every pass costs, the weights as autocast rounds them. With gradient
 checkpointing that is the blocks' inputs and, while one block is computed again, that block's share
 of all activations.
@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from distill.adapters import Adapter
-from distill.networks import add_lora, attention_kernel, blocks
+from distill.networks import add_lora, attention_kernel, blocks, outline
 from distill.parallel import samples_at_once
 from distill.recipe import Recipe
 
@@ -59,9 +59,10 @@ def mean_anchor(recipe: Recipe) -> float:
 class Footprint:
     """Of one trained network: numbers of parameters, and bytes that autograd keeps."""
 
-    teacher: int  # parameters and buffers
-    weights: int  # the same of a trained network, with its adapters
+    teacher_bytes: int  # parameters and buffers
+    weights: int  # numbers of them in a trained network, with its adapters
     trained: int
+    largest: int  # numbers of one weight
     largest_block: int
     pass_bytes: int
     sample_bytes: int
@@ -71,7 +72,7 @@ class Footprint:
 def footprint(adapter: Adapter, recipe: Recipe) -> Footprint:
     """Count and trace the adapter's transformer, as the recipe trains it; it needs no weights."""
     network = copy.deepcopy(adapter.transformer).to("meta").requires_grad_(True)
-    teacher = _numbers(network)
+    teacher = outline(network, low=recipe.runtime.precision == "bf16")
     if recipe.lora.rank:
         add_lora(network, recipe.lora, recipe.seed)
     with FakeTensorMode():
@@ -81,9 +82,10 @@ def footprint(adapter: Adapter, recipe: Recipe) -> Footprint:
         inputs = [_kept(adapter, network, recipe, samples) for samples in (1, 2)]
         parts = blocks(network)
         return Footprint(
-            teacher=teacher,
+            teacher_bytes=sum(t.nbytes for t in (*teacher.parameters(), *teacher.buffers())),
             weights=_numbers(network),
             trained=sum(p.numel() for p in network.parameters() if p.requires_grad),
+            largest=max(p.numel() for p in teacher.parameters()),
             largest_block=max(map(_numbers, parts)),
             pass_bytes=2 * one - two,
             sample_bytes=two - one,
@@ -100,14 +102,14 @@ def estimate(network: Footprint, recipe: Recipe, processes: int, sharded: bool) 
     share = samples_at_once(recipe.batch, processes, recipe.runtime.accumulate)
     slices = processes if sharded else 1
     numbers = {
-        "teacher": network.teacher,
         "student": network.weights,
         "fake teacher": network.weights,
         "student's average": network.trained,
         "optimiser states": 2 * 2 * network.trained,
         "gradients": network.trained,
     }
-    bytes_of = {name: _FLOAT * number // slices for name, number in numbers.items()}
+    bytes_of = {"teacher": network.teacher_bytes // slices}
+    bytes_of |= {name: _FLOAT * number // slices for name, number in numbers.items()}
     if sharded:
         if recipe.runtime.accumulate > 1:  # whole until the last part is done
             bytes_of["gradients"] = _FLOAT * network.trained
@@ -118,6 +120,36 @@ def estimate(network: Footprint, recipe: Recipe, processes: int, sharded: bool) 
     sample = network.checkpointed_sample_bytes if checkpointed else network.sample_bytes
     bytes_of["activations"] = passes * network.pass_bytes + samples * sample
     return bytes_of
+
+
+def host_estimate(
+    network: Footprint, adapter: Adapter, recipe: Recipe, processes: int, prompts: int | None
+) -> dict[str, int]:
+    """Bytes of the host's memory in each process, by what they are for; not all at a time.
+
+    Text encoders and VAE are not among them: they are mapped from their files, once a machine.
+
+    Args:
+        network: of the adapter's transformer.
+        adapter: also without weights.
+        recipe: the run.
+        processes: that train together.
+        prompts: in the run; None where that is not known.
+    """
+    held = recipe.runtime.prompts_in_memory // processes
+    held = held if prompts is None else min(held, prompts)
+    embedding = sum(tensor.nbytes for tensor in adapter.empty_condition(1).tensors.values())
+    log, evaluation = recipe.log, recipe.evaluation
+    pictures = max(
+        log.preview_pictures * bool(log.preview_every), evaluation.pictures * bool(evaluation.every)
+    )
+    student = sum(p.numel() for p in adapter.transformer.parameters())
+    return {
+        "prompts' embeddings": held * embedding,
+        "a weight that is read or gathered": _FLOAT * network.largest,
+        "pictures of a preview": 2 * _FLOAT * pictures * 3 * recipe.height * recipe.width,
+        "student that is saved, main process": 2 * student,
+    }
 
 
 def _graphs(recipe: Recipe, share: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from distill.cost import (
     Footprint,
     estimate,
     footprint,
+    host_estimate,
     mean_anchor,
     units_per_update,
 )
@@ -21,7 +22,6 @@ from distill.parallel import samples_at_once
 from distill.prompt_sources import is_dataset, read_prompts
 from distill.recipe import Recipe
 
-_FLOAT = 4
 _WHEN = {"transformer": "teacher, student and fake teacher, always", "vae": "for previews"}
 
 
@@ -47,13 +47,14 @@ def dry_run(recipe: Recipe, processes: int, console: Console) -> None:
         _network_table(adapter, network),
         _unit_table(recipe),
         _memory_table(network, recipe, processes),
+        _host_table(host_estimate(network, adapter, recipe, processes, prompts)),
     ):
         console.print(table)
     console.print(
         f"{share} samples at a time in each process, latents {channels} x {h} x {w}. Activations "
         "are traced on the network without contents; kernels' workspaces, the allocator's waste "
         "and, while prompts are encoded, the text encoders come on top.",
-        _prompt_line(adapter, recipe, prompts),
+        _prompt_line(recipe, processes, prompts),
         sep="\n",
     )
 
@@ -114,12 +115,21 @@ def _with_checkpointing(recipe: Recipe, on: bool) -> Recipe:
     return replace(recipe, runtime=replace(recipe.runtime, gradient_checkpointing=on))
 
 
-def _prompt_line(adapter: Adapter, recipe: Recipe, prompts: int | None) -> str:
-    numbers = sum(tensor.numel() for tensor in adapter.empty_condition(1).tensors.values())
-    most = recipe.runtime.prompts_in_memory
+def _host_table(bytes_of: dict[str, int]) -> Table:
+    table = Table("", "GiB", title="Host memory of each process")
+    for name, size in bytes_of.items():
+        table.add_row(name, _gib(size))
+    table.add_section()
+    embeddings, *others = bytes_of.values()
+    table.add_row("at most", _gib(embeddings + sum(others[:1]) + max(others[1:])))
+    table.caption = "text encoders and VAE are mapped from their files, once a machine"
+    return table
+
+
+def _prompt_line(recipe: Recipe, processes: int, prompts: int | None) -> str:
+    most = recipe.runtime.prompts_in_memory // processes
     held, count = (most, "a dataset") if prompts is None else (min(most, prompts), f"{prompts:,}")
-    size = _gib(held * numbers * _FLOAT)
-    return f"Prompts: {count}; {held:,} embeddings at a time in the host's memory, {size} GiB."
+    return f"Prompts: {count}; {held:,} embeddings at a time in each process."
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

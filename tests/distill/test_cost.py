@@ -108,12 +108,15 @@ def test_the_embeddings_have_the_encoders_shape(tmp_path: Path, t5: bool) -> Non
     assert shapes == {name: tensor.shape for name, tensor in real.tensors.items()}
 
 
-@pytest.mark.parametrize("lora", [0, 4], ids=["all weights", "lora"])
+@pytest.mark.parametrize(
+    ("lora", "precision"), [(0, "fp32"), (4, "bf16")], ids=["all weights", "lora"]
+)
 def test_what_can_be_counted_is_what_a_trainer_holds(
-    make: Callable[..., Trainer], recipe: Recipe, lora: int
+    make: Callable[..., Trainer], recipe: Recipe, lora: int, precision: str
 ) -> None:
     # The anchor's embedding, a few thousand weights, is left out.
     plan = replace(recipe, lora=LoraRecipe(rank=lora), critic=CriticRecipe(anchor=False))
+    plan = replace(plan, runtime=replace(CPU, precision=precision))
     found = estimate(footprint(skeleton(plan), plan), plan, processes=1, sharded=False)
     trainer = make(plan)
     gradients = 0

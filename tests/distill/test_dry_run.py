@@ -47,6 +47,11 @@ def test_what_it_prints(
     assert rows["transformer"][0] == rows["trained in the student"][0] == f"{parameters:,}"
     assert rows["fake teacher's own passes"] == ["6"]
     assert len(rows["optimiser states"]) == 4  # data parallel and FSDP2, recomputed or not
+    # The network in two bytes a weight is most of it; five prompts are few enough for each.
+    sizes = {
+        name: float(rows[name][0]) for name in ("at most", "student that is saved, main process")
+    }
+    assert sizes["student that is saved, main process"] == round(2 * parameters / 2**30, 4)
     assert "2 samples at a time in each process, latents 4 x 16 x 16" in printed
     assert "Prompts: 5; 5 embeddings at a time" in printed
     assert sorted(tmp_path.rglob("*")) == before

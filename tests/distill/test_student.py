@@ -12,6 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from distill.adapters import Adapter, load_adapter
 from distill.errors import DistillError
+from distill.networks import Average
 from distill.recipe import LoraRecipe, Recipe
 from distill.student import save_student
 from distill.trainer import Trainer
@@ -93,6 +94,17 @@ def test_cdm_json(recipe: Recipe, trainer: Trainer) -> None:
         },
         "updates": 7,
     }
+
+
+def test_a_weight_of_another_name_is_no_student(trainer: Trainer) -> None:
+    """Left aside, it would be the teacher's that is saved under the student's name."""
+    blocks = trainer.student.transformer_blocks
+    blocks[0].attn.to_query = blocks[0].attn.to_q
+    del blocks[0].attn.to_q
+    trainer.average = Average(trainer.student)
+    with pytest.raises(DistillError, match=r"student cannot be written: .*to_query"):
+        save_student(trainer)
+    assert not Path(trainer.recipe.output).exists()
 
 
 def test_an_older_student_is_replaced_whole(recipe: Recipe, trainer: Trainer) -> None:
