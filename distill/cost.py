@@ -5,10 +5,10 @@ products for the forward's one; or four, where activations are computed again.
 
 Of memory, counted: parameters and buffers, gradients, AdamW's two moments, the student's average,
 all in float32 but what of the teacher is bfloat16.
-Traced: what autograd keeps of a pass, by running the real transformer on tensors without contents (``FakeTensorMode``) for one sample and for two; the difference is what a
-sample costs, the rest is what every pass costs, the weights as autocast rounds them. With gradient
-checkpointing that is the blocks' inputs and, while one block is computed again, that block's share
-of all activations.
+Traced: what autograd keeps of a pass, by running the real transformer on tensors without contents
+(``FakeTensorMode``) for one sample and for two; the difference is what a sample costs, the rest is
+what every pass costs, the weights as autocast rounds them. With gradient checkpointing that is the
+blocks' inputs and, while one block is computed again, that block's share of all activations.
 
 Left out: what the allocator wastes, kernels' workspaces, the CUDA context (one or two GB), and the
 passes without gradient, which keep nothing.
