@@ -45,6 +45,11 @@ def doctor(settings: Settings, console: Console) -> int:
     """Print all findings; 0 when ``cdm-serve`` with these settings would serve, else 2."""
     with console.status("looking, and reading the models' files ..."):
         findings = list(examine(settings))
+    return show(findings, "serve", console)
+
+
+def show(findings: list[Finding], what: str, console: Console) -> int:
+    """Print findings and whether it would ``what``; 0 if so, else 2."""
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -54,40 +59,40 @@ def doctor(settings: Settings, console: Console) -> int:
     console.print(table)
     wrong = [each.what for each in findings if each.good is False]
     if wrong:
-        console.print(f"[red]it would not serve[/]: see {', '.join(wrong)}")
+        console.print(f"[red]it would not {what}[/]: see {', '.join(wrong)}")
         return 2
-    console.print("[green]it would serve[/]")
+    console.print(f"[green]it would {what}[/]")
     return 0
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Everything, one after the other."""
-    yield Finding("CPU", _cpu())
-    yield Finding("memory", _memory())
+    yield Finding("CPU", cpu())
+    yield Finding("memory", memory())
     yield _shared_memory()
-    yield from _gpus()
-    yield _package("OpenVINO", "openvino", "'cdm-serve[cpu]'")
-    yield _package("ONNX Runtime", "onnxruntime", "'cdm-serve[cuda]' for a GPU")
-    yield _package("TensorRT", "tensorrt", "'cdm-serve[tensorrt]' for engines on a GPU")
-    yield _package("CuPy", "cupy", "'cdm-serve[cuda]' for a GPU")
+    yield from gpus()
+    yield package("OpenVINO", "openvino", "'cdm-serve[cpu]'")
+    yield package("ONNX Runtime", "onnxruntime", "'cdm-serve[cuda]' for a GPU")
+    yield package("TensorRT", "tensorrt", "'cdm-serve[tensorrt]' for engines on a GPU")
+    yield package("CuPy", "cupy", "'cdm-serve[cuda]' for a GPU")
     yield _distribution("CUDA", "cuda-toolkit")
     yield _distribution("cuDNN", "nvidia-cudnn-cu13")
-    yield _tried("keys", lambda: read_keys(settings) and _who(settings))
-    yield _tried("port", lambda: _port(settings))
+    yield tried("keys", lambda: read_keys(settings) and _who(settings))
+    yield tried("port", lambda: _port(settings))
     if settings.triton is not None:
-        yield _tried("Triton", lambda: _reach(settings.triton or ""))
+        yield tried("Triton", lambda: _reach(settings.triton or ""))
         return
-    yield _tried("Triton", _bundled)
+    yield tried("Triton", _bundled)
     try:
         models = models_in(settings.model_repository)
     except StartError as error:
         yield Finding("models", str(error), False)
         return
     for model in models:
-        yield _tried(f"model {model.name}", partial(_model, model))
+        yield tried(f"model {model.name}", partial(_model, model))
 
 
-def _cpu() -> str:
+def cpu() -> str:
     information = Path("/proc/cpuinfo").read_text()
     name = re.search(r"model name\s*:\s*(.*)", information)
     flags = set(re.findall(r"\w+", information.partition("flags")[2].partition("\n")[0]))
@@ -96,7 +101,7 @@ def _cpu() -> str:
     return f"{name[1] if name else os.uname().machine}, {cores} cores, {' '.join(features)}"
 
 
-def _available() -> int:
+def available() -> int:
     """Bytes that a process may still take, also in a container."""
     (kilobytes,) = re.findall(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())
     free = int(kilobytes) * 1024
@@ -106,8 +111,8 @@ def _available() -> int:
     return free
 
 
-def _memory() -> str:
-    return f"{_available() / GIB:.1f} GiB available"
+def memory() -> str:
+    return f"{available() / GIB:.1f} GiB available"
 
 
 def _shared_memory() -> Finding:
@@ -118,7 +123,7 @@ def _shared_memory() -> Finding:
     return Finding("shared memory", found, False)
 
 
-def _gpus() -> Iterator[Finding]:
+def gpus() -> Iterator[Finding]:
     """As the driver tells, so also where no package for them is installed."""
     query = "--query-gpu=index,name,memory.total,driver_version,compute_cap"
     try:
@@ -135,7 +140,7 @@ def _gpus() -> Iterator[Finding]:
         yield Finding(f"GPU {index}", found + (", not in CUDA_VISIBLE_DEVICES" if hidden else ""))
 
 
-def _package(what: str, name: str, extra: str) -> Finding:
+def package(what: str, name: str, extra: str) -> Finding:
     try:
         module = import_module(name)
     except ImportError as error:
@@ -154,7 +159,7 @@ def _distribution(what: str, name: str) -> Finding:
         return Finding(what, "not of pip, perhaps of the system", None)
 
 
-def _tried(what: str, find: Callable[[], object]) -> Finding:
+def tried(what: str, find: Callable[[], object]) -> Finding:
     try:
         return Finding(what, str(find()))
     except StartError as error:
@@ -196,7 +201,7 @@ def _model(model: Path) -> str:
     runtime, precision = parameters["runtime"], parameters["precision"]
     runtime_for(manifest, runtime, precision)
     size = sum(path.stat().st_size for path in (model / "1").iterdir())
-    if size > _available():
+    if size > available():
         raise StartError(
             f"its files have {size / GIB:.1f} GiB, and less memory is available: end other "
             "programs, or export it with --precision fp16"

@@ -23,6 +23,11 @@ from export.request import (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0: exported, 1: not equal to torch, 2: something the user can put right."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["doctor"]:
+        from export.doctor import main as doctor
+
+        return doctor(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         folder = _export(arguments)

@@ -16,6 +16,7 @@ ALLOWED = {
     "cdm_serve": (),
     "distill": (),
     "export": (
+        "cdm_serve.doctor",
         "cdm_serve.engine",
         "cdm_serve.errors",
         "distill.adapters",
