@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cdm_serve.api.auth import Keys, read_keys
+from cdm_serve.api.folder import check_folder
 from cdm_serve.configuration import load_settings
 from cdm_serve.errors import StartError
 from cdm_serve.log import configure_logging
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "engine by --engine-gpus, its GPU"
             )
         keys = read_keys(settings)
+        if settings.link_folder is not None:
+            check_folder(settings.link_folder)
         if settings.ray:
             _on_ray(settings, keys, console)
             return 0

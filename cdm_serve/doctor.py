@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cdm_serve.api.auth import read_keys
+from cdm_serve.api.folder import check_folder
 from cdm_serve.engine.runtimes import fit_precision, runtime_for
 from cdm_serve.errors import StartError
 from cdm_serve.repository import check_model, models_in, parameters_of
@@ -78,6 +79,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _distribution("CUDA", "cuda-toolkit")
     yield _distribution("cuDNN", "nvidia-cudnn-cu13")
     yield tried("keys", lambda: read_keys(settings) and _who(settings))
+    if settings.link_folder is not None:
+        yield tried("links", partial(check_folder, settings.link_folder))
     yield tried("port", lambda: _port(settings))
     if settings.triton is not None:
         yield tried("Triton", lambda: _reach(settings.triton or ""))

@@ -107,8 +107,15 @@ class Settings(BaseSettings):
     max_pixels: int | None = _flag(
         LIMITS, "N", "of any size that a model divides; else only its own sizes", None, gt=0
     )
-    url_bytes: int = _flag(LIMITS, "BYTES", "memory for pictures behind links", 256 * 2**20, gt=0)
+    url_bytes: int = _flag(LIMITS, "BYTES", "most of pictures behind links", 256 * 2**20, gt=0)
     url_seconds: float = _flag(LIMITS, "SECONDS", "how long links last", 3600.0, gt=0)
+    link_folder: Path | None = _flag(
+        LIMITS, "FOLDER", "keep them there, for all gateways that share it; else in memory", None
+    )
+    moderation: str | None = _flag(
+        LIMITS, "URL", "that is asked about each prompt, as OpenAI's is", None, pattern="^https?://"
+    )
+    moderation_key: str | None = Field(None, repr=False)  # no flag, as above
 
     ray: bool = _flag(
         "cluster", "", "on the Ray cluster at RAY_ADDRESS, else one of this machine", False

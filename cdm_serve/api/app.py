@@ -14,13 +14,15 @@ from cdm_serve.api.admission import Admission
 from cdm_serve.api.auth import RATED, Keys, RateLimits
 from cdm_serve.api.edits import Edits
 from cdm_serve.api.errors import install_handlers
-from cdm_serve.api.files import FileStore, files_router
+from cdm_serve.api.files import MemoryStore, files_router
+from cdm_serve.api.folder import FolderStore
 from cdm_serve.api.generation import ImageGenerator
 from cdm_serve.api.images import Images
 from cdm_serve.api.jobs import Jobs
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.middleware import RequestMiddleware
 from cdm_serve.api.models import models_router
+from cdm_serve.api.moderation import Moderation
 from cdm_serve.api.operations import State, operations_router
 from cdm_serve.api.playground import playground_router
 from cdm_serve.backend import Backend
@@ -42,7 +44,9 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
     metrics = Metrics()
     admission = Admission(settings.queue_seconds)
     limits = RateLimits(settings.requests_per_minute, settings.images_per_minute)
-    store = FileStore(settings.url_bytes, settings.url_seconds)
+    bounds = settings.url_bytes, settings.url_seconds
+    folder = settings.link_folder
+    store = MemoryStore(*bounds) if folder is None else FolderStore(folder, *bounds)
     jobs = Jobs(store, settings.public_url)
     images = Images(
         settings=settings,
@@ -55,6 +59,7 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
         store=store,
         jobs=jobs,
         metrics=metrics,
+        moderation=Moderation(settings, metrics),
     )
     app.include_router(images.router())
     app.include_router(jobs.router())

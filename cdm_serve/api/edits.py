@@ -23,7 +23,7 @@ from cdm_serve.api.decode import Prepared, prepare
 from cdm_serve.api.errors import ApiError, too_many
 from cdm_serve.api.images import ANSWERS, Images
 from cdm_serve.api.plan import Plan
-from cdm_serve.api.reading import Notes, json_object, read_request
+from cdm_serve.api.reading import Notes, is_json, json_object, read_request
 from cdm_serve.api.schema import ImageRequest
 from cdm_serve.engine.card import ModelCard
 
@@ -172,7 +172,7 @@ class Edits:
                 (name, await part.read() if isinstance(part, UploadFile) else _value(name, part))
                 for name, part in form.multi_items()
             ]
-        elif "json" in content_type:
+        elif is_json(content_type):
             whole = b"".join([chunk async for chunk in stream])
             parts = [*(await self._aside(json_object, whole)).items()]
         else:

@@ -1,8 +1,9 @@
-"""Pictures behind a link: kept in memory for a while, those not looked at given up first."""
+"""Pictures behind a link: kept for a while, in memory, or in a folder (``folder``)."""
 
 import secrets
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from cachetools import TTLCache
 from fastapi import APIRouter, Request
@@ -28,8 +29,34 @@ class StoredFile:
         return max(0, int(self.expires - time.monotonic()))
 
 
-class FileStore:
-    """At most ``limit`` bytes, each file for at most ``seconds``. For one event loop."""
+class FileStore(Protocol):
+    """Keeps files, each for at most ``seconds``."""
+
+    @property
+    def seconds(self) -> float:
+        """How long links last."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in use."""
+
+    async def put(self, content: bytes, output_format: OutputFormat) -> str:
+        """Keep a file; its name cannot be guessed.
+
+        Raises:
+            ApiError: it alone is larger than the store, or cannot be written.
+        """
+
+    async def get(self, name: str) -> StoredFile | None:
+        """The file, unless it expired or had to make room.
+
+        Raises:
+            ApiError: it cannot be read.
+        """
+
+
+class MemoryStore:
+    """At most ``limit`` bytes; those not looked at are given up first. For one event loop."""
 
     def __init__(self, limit: int, seconds: float) -> None:
         self.seconds = seconds
@@ -43,27 +70,33 @@ class FileStore:
         self._files.expire()
         return int(self._files.currsize)
 
-    def put(self, content: bytes, output_format: OutputFormat) -> str:
-        """Keep a file; its name cannot be guessed.
-
-        Raises:
-            ApiError: it alone is larger than the store.
-        """
-        name = f"{secrets.token_urlsafe(18)}.{output_format}"
+    async def put(self, content: bytes, output_format: OutputFormat) -> str:
+        """See ``FileStore``."""
+        name = new_name(output_format)
         expires = time.monotonic() + self.seconds
         try:
             self._files[name] = StoredFile(content, output_format, expires)
         except ValueError:
-            raise ApiError(
-                f"response_format: a picture of {len(content)} bytes is too large to be kept for a "
-                "link on this server; ask for b64_json",
-                param="response_format",
-            ) from None
+            raise too_large(content) from None
         return name
 
-    def get(self, name: str) -> StoredFile | None:
-        """The file, unless it expired or had to make room."""
+    async def get(self, name: str) -> StoredFile | None:
+        """See ``FileStore``."""
         return self._files.get(name)
+
+
+def new_name(output_format: OutputFormat) -> str:
+    """For a file, which whoever knows it may have."""
+    return f"{secrets.token_urlsafe(18)}.{output_format}"
+
+
+def too_large(content: bytes) -> ApiError:
+    """Of a file that is larger than the whole store."""
+    return ApiError(
+        f"response_format: a picture of {len(content)} bytes is too large to be kept for a link on "
+        "this server; ask for b64_json",
+        param="response_format",
+    )
 
 
 def public_address(request: Request, public_url: str | None, path: str) -> str:
@@ -75,10 +108,10 @@ def files_router(store: FileStore) -> APIRouter:
     """``GET /v1/images/files/{name}``; the name is the permission."""
     router = APIRouter()
 
-    @router.get(ROUTE + "/{name}", response_class=Response, responses=documented(404))
+    @router.get(ROUTE + "/{name}", response_class=Response, responses=documented(404, 503))
     async def stored_file(name: str) -> Response:
         """A picture that was asked for with ``response_format: url``."""
-        file = store.get(name)
+        file = await store.get(name)
         if file is None:
             raise ApiError(
                 f"there is no picture {name[:80]!r}: links last {store.seconds / 60:g} minutes, "

@@ -19,6 +19,7 @@ from cdm_serve.api.files import FileStore, public_address
 from cdm_serve.api.generation import ImageGenerator
 from cdm_serve.api.jobs import Jobs, JobState, prefers_job
 from cdm_serve.api.metrics import Metrics
+from cdm_serve.api.moderation import Moderation
 from cdm_serve.api.plan import Made, Plan
 from cdm_serve.api.reading import Notes, json_fields, read_request
 from cdm_serve.api.resolve import make_plan, seconds_allowed
@@ -65,6 +66,7 @@ class Images:
     store: FileStore
     jobs: Jobs
     metrics: Metrics
+    moderation: Moderation
 
     def router(self) -> APIRouter:
         """The route."""
@@ -95,12 +97,13 @@ class Images:
         return make_plan(body, notes, accept, models, self.settings, allowed, later=later)
 
     async def serve(self, plan: Plan, request: Request) -> Response:
-        """The answer, when there is room for the plan and it was made.
+        """The answer, when its prompt may be served, there is room for the plan and it was made.
 
         Raises:
-            ApiError: there is no room.
+            ApiError: it may not, or there is no room.
             BackendError, BackendLost: the model failed.
         """
+        await self.moderation.check(plan.prompt)
         ticket = self._admit(plan, request)
         try:
             response = await self._answer(plan, ticket, request)
@@ -136,7 +139,7 @@ class Images:
             first = await unless_client_leaves(request, anext(events))
             return EventStream(plan, first, events)
         if prefers_job(request) and not plan.raw:
-            return self.jobs.start(plan, ticket, events, request)
+            return await self.jobs.start(plan, ticket, events, request)
 
         async def collect() -> list[Made]:
             async with aclosing(events):
@@ -146,7 +149,9 @@ class Images:
         pictures.sort(key=lambda made: made.number)
         if plan.raw:
             return raw_answer(plan, pictures[0])
-        names = [self.store.put(made.file, plan.output_format) for made in pictures if plan.link]
+        names = [
+            await self.store.put(made.file, plan.output_format) for made in pictures if plan.link
+        ]
         base = self.settings.public_url
         urls = [public_address(request, base, f"{FILES}/{name}") for name in names]
         return JSONResponse(image_answer(plan, pictures, urls))

@@ -81,7 +81,7 @@ class Jobs:
         self._running: dict[str, Job] = {}
         self._finished: TTLCache[str, Job] = TTLCache(KEPT, store.seconds)
 
-    def start(
+    async def start(
         self, plan: Plan, ticket: Ticket, events: AsyncGenerator[Event, None], request: Request
     ) -> Response:
         """Make the pictures in the background; a 202 that says where to ask for them."""
@@ -93,7 +93,7 @@ class Jobs:
             "preference-applied": "respond-async",
             "retry-after": POLL_SECONDS,
         }
-        return JSONResponse(self._state(job, request), status_code=202, headers=headers)
+        return JSONResponse(await self._state(job, request), status_code=202, headers=headers)
 
     async def _run(self, job: Job, events: AsyncGenerator[Event, None]) -> None:
         try:
@@ -102,8 +102,9 @@ class Jobs:
                     if isinstance(event, Preview):
                         job.previews[event.number] = event
                     elif isinstance(event, Made):
+                        name = await self._store.put(event.file, job.plan.output_format)
                         job.previews.pop(event.number, None)
-                        job.names.append(self._store.put(event.file, job.plan.output_format))
+                        job.names.append(name)
                         job.made.append(replace(event, file=b""))
         except Exception as error:
             job.error = api_error(error)
@@ -125,13 +126,13 @@ class Jobs:
             )
         return job
 
-    def _state(self, job: Job, request: Request) -> dict[str, Any]:
+    async def _state(self, job: Job, request: Request) -> dict[str, Any]:
         """A ``JobState``."""
         status, ahead, answer = "in_progress", job.ticket.ahead, None
         if job.error is not None:
             status = "failed"
         elif len(job.made) == len(job.plan.seeds):
-            status, answer = "completed", self._answer(job, request)
+            status, answer = "completed", await self._answer(job, request)
         elif ahead:
             status = "queued"
         return {
@@ -145,10 +146,10 @@ class Jobs:
             "error": job.error and job.error.body["error"],
         }
 
-    def _answer(self, job: Job, request: Request) -> dict[str, Any]:
+    async def _answer(self, job: Job, request: Request) -> dict[str, Any]:
         pictures, urls = [], []
         for made, name in sorted(zip(job.made, job.names, strict=True), key=lambda p: p[0].number):
-            file = self._store.get(name)
+            file = await self._store.get(name)
             if file is None:
                 raise ApiError("the pictures of this job had to make room for others", status=404)
             pictures.append(replace(made, file=file.content))
@@ -163,7 +164,8 @@ class Jobs:
         async def job(name: str, request: Request) -> Response:
             """How far it is; with the pictures when it is completed."""
             found = self._find(name, request.state.owner)
-            return JSONResponse(self._state(found, request), headers={"retry-after": POLL_SECONDS})
+            state = await self._state(found, request)
+            return JSONResponse(state, headers={"retry-after": POLL_SECONDS})
 
         @router.delete(ROUTE + "/{name}", responses=documented(401, 404), status_code=204)
         async def cancel(name: str, request: Request) -> Response:

@@ -51,6 +51,12 @@ class Metrics:
             "Pictures asked for again because the model was lost",
             registry=self.registry,
         )
+        self.moderated = Counter(
+            "cdm_serve_moderated",
+            "Prompts that --moderation was asked about, by outcome",
+            ["outcome"],
+            registry=self.registry,
+        )
 
     @contextmanager
     def counting_shed(self) -> Iterator[None]:

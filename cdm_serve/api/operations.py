@@ -105,7 +105,7 @@ class State(Collector):
                 self._admission.wait,
             ),
             ("pictures_in_flight", "Pictures taken in", self._admission.pictures),
-            ("links_bytes", "Memory of pictures behind links", self._store.size),
+            ("links_bytes", "Bytes of pictures behind links", self._store.size),
         ):
             yield GaugeMetricFamily(f"cdm_serve_{name}", text, value=value)
         reports = [(labels, report) for labels, (_, report) in self._reports.items()]

@@ -104,11 +104,15 @@ async def json_fields(request: Request) -> dict[str, Any]:
         ApiError: it is no JSON object, or not said to be one.
     """
     content_type = request.headers.get("content-type", "")
-    media = content_type.partition(";")[0].strip().lower()
-    # Pages of other origins may send any body, but none that is said to be JSON.
-    if media != "application/json" and not media.endswith("+json"):
+    if not is_json(content_type):
         raise ApiError(f"content-type is {content_type or 'missing'}: send application/json")
     return json_object(await request.body())
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a body is said to be JSON, which pages of other origins may not send unasked."""
+    media = content_type.partition(";")[0].strip().lower()
+    return media == "application/json" or media.endswith("+json")
 
 
 def json_object(body: bytes) -> dict[str, Any]:

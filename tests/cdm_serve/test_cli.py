@@ -178,3 +178,9 @@ def test_help_is_short():
     assert "--api-keys" not in result.stdout
     assert "--engine-gpus GPUS" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_a_folder_for_links_that_is_none(tmp_path):
+    line = refusal(run("--port", 0, "--triton", "127.0.0.1:9", "--link-folder", tmp_path / "none"))
+    assert "nothing can be written to --link-folder" in line
+    assert "No such file" in line

@@ -32,7 +32,7 @@ def test_every_setting_can_come_from_the_environment_and_from_the_file(tmp_path,
     monkeypatch.delenv("CDM_SERVE_WARM_UP_SECONDS", raising=False)
     examples = {str: "text", int: 3, float: 2.5, bool: True, Path: "a/b"}
     words = {"alias": "name=model", "trusted_proxy": "10.0.0.0/8", "root_path": "/a/b"}
-    words["response_format"] = "url"
+    words |= {"response_format": "url", "moderation": "http://localhost/"}
     wanted = {}
     for name, field in Settings.model_fields.items():
         kinds = [

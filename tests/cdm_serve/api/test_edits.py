@@ -186,6 +186,8 @@ def test_forms_that_are_none(server):
     assert "send multipart/form-data" in refused(
         content=IMAGE, headers={"content-type": "image/png"}
     )
+    simple = {"content-type": "text/plain;json"}  # what pages of other origins may send unasked
+    assert "send multipart/form-data" in refused(content=b"{}", headers=simple)
     assert "JSON" in refused(content=b"[", headers={"content-type": "application/json"})
     files = [("image", IMAGE), ("markup", IMAGE)]
     assert "markup: unknown file" in refused(data={"prompt": "a"}, files=files)

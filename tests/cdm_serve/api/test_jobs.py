@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from cdm_serve.api.admission import Admission, PictureCost
 from cdm_serve.api.errors import ApiError
-from cdm_serve.api.files import FileStore
+from cdm_serve.api.files import MemoryStore
 from cdm_serve.api.jobs import Jobs
 from cdm_serve.api.plan import Made, Plan, Waiting
 from cdm_serve.backend import BackendError
@@ -100,7 +100,7 @@ async def run(events, store, read):
     """Start a job of these events, let it end, and read it."""
     jobs, admission = Jobs(store, None), Admission(10.0)
     ticket = admission.admit(PictureCost(1.0, 1.0), 2, None)
-    response = jobs.start(PLAN, ticket, events, request_of("key-a"))
+    response = await jobs.start(PLAN, ticket, events, request_of("key-a"))
     name = response.headers["location"].rpartition("/")[2]
     routes = {route.methods.copy().pop(): route.endpoint for route in jobs.router().routes}
     await asyncio.sleep(0.01)
@@ -126,7 +126,7 @@ def test_a_failure_is_told():
         assert '"status":"failed"' in state
         assert '"code":"model_error"' in state
 
-    asyncio.run(run(failing(), FileStore(100, 60.0), read))
+    asyncio.run(run(failing(), MemoryStore(100, 60.0), read))
 
 
 def test_others_do_not_see_it():
@@ -135,7 +135,7 @@ def test_others_do_not_see_it():
         with pytest.raises(ApiError, match="there is no job"):
             await get(name, request_of("key-b"))
 
-    asyncio.run(run(pictures(), FileStore(100, 60.0), read))
+    asyncio.run(run(pictures(), MemoryStore(100, 60.0), read))
 
 
 def test_pictures_that_had_to_make_room_are_gone():
@@ -143,4 +143,4 @@ def test_pictures_that_had_to_make_room_are_gone():
         with pytest.raises(ApiError, match="had to make room"):
             await get(name, request_of("key-a"))
 
-    asyncio.run(run(pictures(), FileStore(10, 60.0), read))
+    asyncio.run(run(pictures(), MemoryStore(10, 60.0), read))
