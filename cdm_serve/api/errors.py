@@ -26,7 +26,7 @@ MEANINGS = {
     413: "the body is too large",
     429: "too much at the moment; Retry-After says when there is room",
     500: "the server or the model failed",
-    503: "the model is being loaded or restarted",
+    503: "the model is being loaded or restarted, or what else this needs does not answer",
     504: "the deadline that the request came with has passed",
 }
 

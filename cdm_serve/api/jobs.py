@@ -160,7 +160,7 @@ class Jobs:
         """``GET`` and ``DELETE`` of a job."""
         router = APIRouter()
 
-        @router.get(ROUTE + "/{name}", responses=documented(401, 404), response_model=JobState)
+        @router.get(ROUTE + "/{name}", responses=documented(401, 404, 503), response_model=JobState)
         async def job(name: str, request: Request) -> Response:
             """How far it is; with the pictures when it is completed."""
             found = self._find(name, request.state.owner)
