@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.errors import BenchError
+from benchmarks.record import write_whole
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,6 @@ def save_charts(charts: Sequence[Chart], path: Path) -> None:
         axes.grid(axis="y", alpha=0.4)
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize="small")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=100)
-        temporary.replace(path)
-    except OSError as error:
-        raise BenchError(f"cannot write {path}: {error}") from error
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    write_whole(path, picture.getvalue())

@@ -20,6 +20,7 @@ from distill.recipe import Recipe
 from distill.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # two processes import torch, and one of them waits
 
 
 def large_teacher(folder: Path) -> None:
