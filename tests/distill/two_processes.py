@@ -63,7 +63,8 @@ def measure(recipe: Recipe, processes: Processes, sharded: bool) -> dict[str, fl
         trainer = trainer_of(recipe, processes)
     network = 2 * sum(p.numel() for p in trainer.adapter.transformer.parameters())
     found = {"loading": (loading.taken - on_the_device(trainer)) / network}
-    trainer.update()  # the teacher's weights are of two types
+    if sharded:
+        trainer.update()  # with the two types of the teacher's weights
     with Peak() as saving:
         save_student(trainer)
     return found | {"saving": saving.taken / network}
