@@ -5,7 +5,7 @@ Pillow is asked for three formats alone, and for pixels only when their number i
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +29,17 @@ class Prepared:
     tensors: dict[str, NDArray[np.generic]]
 
 
-def prepare(image: bytes, mask: bytes | None, sizes: Sequence[str]) -> Prepared:
+def prepare(
+    image: bytes,
+    mask: bytes | None,
+    sizes: Sequence[str],
+    possible: Callable[[str], bool] = lambda size: False,
+) -> Prepared:
     """Decode an upload and its mask, and crop both to that of the sizes that has their shape best.
 
-    Of equal ones the first. Where no mask is given, what is fully transparent in the picture is to
-    be painted; without transparency too there is no mask.
+    Of equal ones the first; but their own size, where that is ``possible``. Where no mask is given,
+    what is fully transparent in the picture is to be painted; without transparency too there is no
+    mask.
 
     Raises:
         ApiError: one of them cannot be used; the text is for the client.
@@ -48,7 +54,9 @@ def prepare(image: bytes, mask: bytes | None, sizes: Sequence[str]) -> Prepared:
             )
     elif picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] == 0:
         painted = _painted(picture)
-    size = min(sizes, key=lambda each: _difference(picture.size, each))
+    size = "x".join(map(str, picture.size))
+    if not possible(size):
+        size = min(sizes, key=lambda each: _difference(picture.size, each))
     width, height = map(int, size.split("x"))
     fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     if fitted.mode == "RGBA":
@@ -56,8 +64,10 @@ def prepare(image: bytes, mask: bytes | None, sizes: Sequence[str]) -> Prepared:
     tensors: dict[str, NDArray[np.generic]] = {"picture": np.asarray(fitted.convert("RGB"))}
     if painted is not None:
         fitted = ImageOps.fit(painted, (width, height), Image.Resampling.BOX)
-        tensors["mask"] = np.asarray(fitted) >= HALF
-        if not tensors["mask"].any():
+        painted_pixels = np.asarray(fitted) >= HALF
+        if painted_pixels.any():
+            tensors["mask"] = painted_pixels
+        elif mask is not None:
             raise ApiError(
                 "mask: nothing is to be painted; expected pixels with alpha 0, or white ones in a "
                 "mask without transparency",

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
@@ -24,6 +25,7 @@ from cdm_serve.api.errors import ApiError, too_many
 from cdm_serve.api.images import ANSWERS, Images
 from cdm_serve.api.plan import Plan
 from cdm_serve.api.reading import Notes, is_json, json_object, read_request
+from cdm_serve.api.resolve import possible
 from cdm_serve.api.schema import ImageRequest
 from cdm_serve.engine.card import ModelCard
 
@@ -148,7 +150,9 @@ class Edits:
             asked = body.size not in (None, "auto")
             sizes = (plan.size,) if asked else (plan.model.default_size, *plan.model.sizes)
             mask = upload.masks[0] if upload.masks else None
-            prepared = await self._aside(prepare, upload.images[0], mask, sizes)
+            most = 0 if asked else self.images.settings.max_pixels or 0
+            own = partial(possible, model=plan.model, most=most)
+            prepared = await self._aside(prepare, upload.images[0], mask, sizes, own)
         return _edited(plan, body, prepared)
 
     async def _upload(

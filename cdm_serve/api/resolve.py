@@ -167,7 +167,7 @@ def _steps(request: ImageRequest, model: ModelCard, notes: Notes) -> int:
 def _size(size: str | None, model: ModelCard, notes: Notes, settings: Settings) -> str:
     if size is None or size == "auto":
         return model.default_size
-    if size in model.sizes or _possible(size, model, settings.max_pixels or 0):
+    if size in model.sizes or possible(size, model, settings.max_pixels or 0):
         return size
     served = ", ".join(model.sizes)
     if settings.max_pixels and model.multiple:
@@ -186,7 +186,7 @@ def _size(size: str | None, model: ModelCard, notes: Notes, settings: Settings) 
     return found
 
 
-def _possible(size: str, model: ModelCard, most: int) -> bool:
+def possible(size: str, model: ModelCard, most: int) -> bool:
     """Whether it is one that the model divides, of at most so many pixels."""
     if not divides(model.multiple, model.longest_side, size):
         return False

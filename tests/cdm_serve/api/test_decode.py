@@ -127,6 +127,9 @@ def test_others_are_covered_and_cropped_in_the_middle():
     wide = prepare(saved(Image.new("RGB", (300, 200))), None, SIZES)
     assert (wide.size, wide.tensors["picture"].shape) == ("96x64", (64, 96, 3))
     assert prepare(saved(Image.new("RGB", (300, 200))), None, ("64x64",)).size == "64x64"
+    exact = np.random.default_rng(0).integers(0, 256, (72, 40, 3), np.uint8)
+    own = prepare(saved(Image.fromarray(exact)), None, SIZES, "40x72".__eq__)
+    assert own.size == "40x72" and np.array_equal(own.tensors["picture"], exact)
 
 
 def test_masks_paint_where_they_are_transparent_or_else_white():
@@ -145,6 +148,14 @@ def test_masks_paint_where_they_are_transparent_or_else_white():
     assert not np.array_equal(
         prepare(saved(alpha), saved(grey.rotate(90)), SIZES).tensors["mask"], expected
     )
+    alpha.putalpha(255)
+    alpha.putpixel((0, 0), (0, 0, 0, 0))
+    corner = prepare(saved(alpha.resize((640, 640), Image.Resampling.NEAREST)), None, ("64x64",))
+    assert corner.tensors["mask"].sum() == 1
+    alpha = alpha.resize((640, 640))
+    alpha.putalpha(255)
+    alpha.putpixel((0, 0), (0, 0, 0, 0))
+    assert set(prepare(saved(alpha), None, SIZES).tensors) == {"picture"}  # nothing is left of it
     large = prepare(saved(square(200)), saved(grey.resize((200, 200))), SIZES).tensors["mask"]
     assert np.array_equal(large, expected)
 

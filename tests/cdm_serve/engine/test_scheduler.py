@@ -281,7 +281,7 @@ def test_an_expired_job_never_starts_a_step(held):
 @pytest.mark.parametrize(
     ("job", "complaint"),
     [
-        (Job("a fox", 1, 4, "8x8"), "size 8x8 is not served, only 64x64, 96x64"),
+        (Job("a fox", 1, 4, "9x9"), "size 9x9 is not served, only 64x64, 96x64"),
         (Job("a fox", 1, 17, "64x64"), "17 steps are not served, only 1, 2"),
         (Job("a fox", 1, 0, "64x64"), "0 steps are not served"),
         (Job("\ud800", 1, 4, "64x64"), "not valid Unicode"),
