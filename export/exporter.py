@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -63,7 +64,7 @@ def export(request: Request, console: Console) -> Path:
         with nullcontext() if made.level == "none" else compared:
             expected = reference(student, made)
         del student  # before the graphs are loaded: only one of them is in memory
-        gc.collect()
+        _give_back()
         finish(expected, contents, made, folder, console)
     return request.repository / made.name
 
@@ -111,6 +112,12 @@ def finish(
         console.print("  not all components: nothing that Triton could load")
 
 
+def _give_back() -> None:
+    """Collect what is not used any more, and return to the system what glibc would keep."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def _load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
     """The student, and what of it is exported."""
     prompts: tuple[str, ...] = ()
@@ -142,7 +149,7 @@ def _export_files(student: Student, plan: Plan, version: Path, console: Console)
             made = graph(component, student.architecture, plan.precision)
             write_onnx(made, version / f"{component}.onnx")
         del made
-        gc.collect()  # a traced module and its weights in another precision hang in cycles
+        _give_back()  # a traced module and its weights in another precision hang in cycles
     if not plan.calibration:
         return
     with stage(console, f"draw {len(plan.calibration)} pictures to calibrate with"):

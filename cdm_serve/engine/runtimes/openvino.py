@@ -249,7 +249,9 @@ def _given_back(path: str) -> Iterator[None]:
     done = Event()
 
     def give_back() -> None:
-        while not done.wait(0.1):
+        ended = False
+        while not ended:
+            ended = done.wait(0.1)  # and once more behind the end
             for line in Path("/proc/self/maps").read_text().splitlines():
                 if line.endswith(path):
                     begin, _, end = line.split()[0].partition("-")

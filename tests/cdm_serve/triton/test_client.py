@@ -197,7 +197,7 @@ def test_errors_are_answers(address, message, complaint):
     ("job", "complaint"),
     [
         (Job("x", 1, 99, "64x64"), "99 steps are not served"),
-        (Job("x", 1, 4, "8x8"), "size 8x8 is not served"),
+        (Job("x", 1, 4, "9x9"), "size 9x9 is not served"),
     ],
 )
 def test_refusals_name_what_is_served(address, job, complaint):
