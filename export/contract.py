@@ -27,7 +27,6 @@ WELL_KNOWN = {
     "tensorart/stable-diffusion-3.5-medium-turbo": (8, "default"),
     "black-forest-labs/flux.1-schnell": (4, "default"),
     "black-forest-labs/flux.2-klein-4b": (4, "default"),
-    # Its card says 9, the last of which goes nowhere.
     "tongyi-mai/z-image-turbo": (8, "default"),
 }
 _SOLVERS = (None, "euler", "ode")

@@ -108,13 +108,15 @@ def parse_sampling(
     """Read ``--steps``, ``--sigmas 1,0.75,0.5,0.25``, ``--grid``, ``--guidance`` and ``--shift``.
 
     Raises:
-        ExportError: no steps, no positive shift, or sigmas that are not as many or do not fall from
+        ExportError: no steps, no positive shift, no guidance from 0 up, or sigmas that are not as many or do not fall from
             1 towards 0.
     """
     if steps is not None and steps < 1:
         raise ExportError(f"--steps {steps}: at least one step makes a picture")
     if shift is not None and not 0 < shift < inf:
         raise ExportError(f"--shift {shift}: expected a positive number, such as 3")
+    if guidance is not None and not 0 <= guidance < inf:
+        raise ExportError(f"--guidance {guidance}: expected a number from 0 up, such as 3.5")
     given = None
     if sigmas is not None:
         try:

@@ -113,6 +113,8 @@ def test_a_guidance_embedding_is_told_its_scale(adapter: Adapter, tmp_path: Path
     assert "told guidance 7" in str(of(dev, asked=parse_sampling(guidance=7)))
     with pytest.raises(ExportError, match=r"--guidance 7: .* has no guidance embedding"):
         of(adapter, asked=parse_sampling(guidance=7))
+    with pytest.raises(ExportError, match="--guidance nan: expected a number from 0 up"):
+        parse_sampling(guidance=float("nan"))
 
 
 def test_a_shift_said_by_hand_is_that_of_every_size(tmp_path: Path) -> None:
