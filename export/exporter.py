@@ -31,13 +31,14 @@ from export.manifest import manifest, write_manifest
 from export.plan import Plan, plan
 from export.precision import PRECISIONS
 from export.profiles import Profile, profiles, show
+from export.reference import Reference, reference
 from export.repository import staged
 from export.request import EngineOptions, Request
 from export.student import Student, load_student
 from export.tensorrt import build_engine, check_available, stamp
 from export.tokenizers import write_tokenizers
 from export.triton_files import write_triton_files
-from export.verify import Candidate, Reference, reference, verify
+from export.verify import Candidate, verify
 
 
 def export(request: Request, console: Console) -> Path:

@@ -108,8 +108,8 @@ def parse_sampling(
     """Read ``--steps``, ``--sigmas 1,0.75,0.5,0.25``, ``--grid``, ``--guidance`` and ``--shift``.
 
     Raises:
-        ExportError: no steps, no positive shift, no guidance from 0 up, or sigmas that are not as many or do not fall from
-            1 towards 0.
+        ExportError: no steps, no positive shift, a guidance below 0, or sigmas that are not as many
+            or do not fall from 1 towards 0.
     """
     if steps is not None and steps < 1:
         raise ExportError(f"--steps {steps}: at least one step makes a picture")

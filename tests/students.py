@@ -18,9 +18,10 @@ from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL, parse_manifest
 from export.manifest import manifest
 from export.plan import Plan
 from export.precision import PRECISIONS
+from export.reference import reference
 from export.request import Size
 from export.student import Student
-from export.verify import Candidate, Verification, reference, verify
+from export.verify import Candidate, Verification, verify
 
 CARD: dict[str, Any] = {
     "format": 1,

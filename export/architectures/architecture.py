@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.adapters import Adapter
+from distill.adapters.packing import RotaryTables
 from export.precision import cast
 from export.tokenizers import PipelineTokenizer
 
@@ -64,3 +65,9 @@ def eager(t5: nn.Module, dtype: torch.dtype) -> Any:
     copy: Any = cast(t5, dtype)
     copy.set_attn_implementation("eager")
     return copy
+
+
+def with_tables(transformer: nn.Module, positions: int) -> nn.Module:
+    """A transformer with its rotary embeddings from float32 tables of so many positions."""
+    transformer.pos_embed = RotaryTables(transformer.pos_embed, positions)
+    return transformer

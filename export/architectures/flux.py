@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.adapters.packing import PATCH, RotaryTables
-from export.architectures.architecture import Architecture, eager
+from distill.adapters.packing import PATCH
+from export.architectures.architecture import Architecture, eager, with_tables
 from export.precision import cast
 from export.tokenizers import PipelineTokenizer, padded
 
@@ -32,9 +32,7 @@ class Flux(Architecture):
 
     def transformer(self, dtype: torch.dtype) -> nn.Module:
         """With rotary embeddings from float32 tables."""
-        transformer = super().transformer(dtype)
-        transformer.pos_embed = RotaryTables(transformer.pos_embed, _POSITIONS)
-        return transformer
+        return with_tables(super().transformer(dtype), _POSITIONS)
 
     @property
     def longest_side(self) -> int:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.adapters.flux2 import TEXT_LAYERS
-from distill.adapters.packing import RotaryTables
-from export.architectures.architecture import Architecture
+from export.architectures.architecture import Architecture, with_tables
 from export.architectures.language import InnerLayers
 from export.tokenizers import PipelineTokenizer, chat
 
@@ -29,10 +28,8 @@ class Flux2Klein(Architecture):
 
     def transformer(self, dtype: torch.dtype) -> nn.Module:
         """With rotary embeddings from float32 tables."""
-        transformer = super().transformer(dtype)
         positions = max(_POSITIONS, self.adapter.max_sequence_length)
-        transformer.pos_embed = RotaryTables(transformer.pos_embed, positions)
-        return transformer
+        return with_tables(super().transformer(dtype), positions)
 
     @property
     def longest_side(self) -> int:

@@ -9,8 +9,8 @@ import torch
 from diffusers import LongCatImagePipeline
 from torch import Tensor, nn
 
-from distill.adapters.packing import PATCH, RotaryTables
-from export.architectures.architecture import Architecture
+from distill.adapters.packing import PATCH
+from export.architectures.architecture import Architecture, with_tables
 from export.architectures.language import last_hidden
 from export.precision import cast
 from export.tokenizers import Encoded, PipelineTokenizer
@@ -35,9 +35,7 @@ class LongCat(Architecture):
 
     def transformer(self, dtype: torch.dtype) -> nn.Module:
         """With rotary embeddings from float32 tables."""
-        transformer = super().transformer(dtype)
-        transformer.pos_embed = RotaryTables(transformer.pos_embed, _POSITIONS)
-        return transformer
+        return with_tables(super().transformer(dtype), _POSITIONS)
 
     @property
     def longest_side(self) -> int:

@@ -22,8 +22,9 @@ from distill.demo.emoji.judge import ARRANGEMENTS, load_judge
 from distill.demo.emoji.score import look
 from distill.demo.emoji.vocabulary import SUBJECTS
 from export.cli import main
+from export.reference import cases
 from export.student import load_student
-from export.verify import candidates, cases
+from export.verify import candidates
 
 STUDENT = Path(__file__).parents[2] / "models" / "emoji-student"
 

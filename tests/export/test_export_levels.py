@@ -11,9 +11,9 @@ from students import SIZES, plan_of, verified
 
 from cdm_serve.engine.manifest import read_manifest
 from export.cli import main
+from export.reference import _picture, _staged
 from export.request import Level
 from export.student import Student, load_student
-from export.verify import _picture, _staged
 
 
 def test_none_is_stamped_and_served(student_folder: Path, exported: Path, tmp_path: Path) -> None:

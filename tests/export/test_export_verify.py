@@ -15,9 +15,10 @@ from export.compare import Comparison, Invariance, Picture, verification_table
 from export.errors import VerificationError
 from export.exporter import finish
 from export.manifest import manifest
+from export.reference import reference
 from export.repository import staged
 from export.student import Student, load_student
-from export.verify import Candidate, candidates, reference
+from export.verify import Candidate, candidates
 
 PLAN = plan_of()
 
