@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -21,7 +22,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from cdm_serve.api.decode import Prepared, prepare
-from cdm_serve.api.errors import ApiError, too_many
+from cdm_serve.api.errors import ApiError, documented, too_many
 from cdm_serve.api.images import ANSWERS, Images
 from cdm_serve.api.plan import Plan
 from cdm_serve.api.reading import Notes, is_json, json_object, read_request
@@ -116,7 +117,7 @@ class Edits:
 
         @router.post(
             EDITS,
-            responses=ANSWERS,
+            responses=ANSWERS | documented(403),
             response_class=JSONResponse,
             openapi_extra=_body(EditRequest),
         )
@@ -126,7 +127,7 @@ class Edits:
 
         @router.post(
             VARIATIONS,
-            responses=ANSWERS,
+            responses=ANSWERS | documented(403),
             response_class=JSONResponse,
             openapi_extra=_body(VariationRequest),
         )
@@ -166,6 +167,7 @@ class Edits:
         content_type = request.headers.get("content-type", "")
         parts: list[tuple[str, Any]]
         if content_type.startswith("multipart/form-data"):
+            self._check_origin(request)
             limit = self.images.settings.upload_limit
             options: Any = {"max_files": MOST_PARTS, "max_fields": MOST_PARTS}
             try:
@@ -191,6 +193,17 @@ class Edits:
         await self._aside(add_all)
         upload.check(notes)
         return upload
+
+    def _check_origin(self, request: Request) -> None:
+        """Refuse forms of other sites' pages, which browsers send without asking first."""
+        origin, allowed = request.headers.get("origin"), self.images.settings.cors_origin
+        own = request.headers.get("host")
+        if origin and urlsplit(origin).netloc != own and not {"*", origin} & {*allowed}:
+            raise ApiError(
+                f"origin {origin[:80]!r} may not send forms here: cdm-serve --cors-origin lets it",
+                status=403,
+                code="origin_not_allowed",
+            )
 
     async def _aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Off the event loop."""

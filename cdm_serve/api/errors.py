@@ -21,6 +21,7 @@ CODES = {
 MEANINGS = {
     400: "a field, or the body, is not what it must be; the error names it",
     401: "the key is missing or wrong",
+    403: "a page of this origin may not send forms here",
     404: "there is no such thing here",
     408: "the body took too long to arrive, or the client allows too little time",
     413: "the body is too large",

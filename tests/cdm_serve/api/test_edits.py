@@ -197,6 +197,15 @@ def test_forms_that_are_none(server):
     assert "Too many fields" in refused(data=parts, files={"image": IMAGE})
 
 
+def test_forms_of_other_sites_pages_are_refused(server):
+    """Browsers send them without asking first; the server of the tests has no keys."""
+    form = {"data": {"prompt": "an owl", "n": "1"}, "files": {"image": IMAGE}}
+    for origin, status in ((server.url, 200), ("https://elsewhere.example", 403), ("null", 403)):
+        response = server.http.post("/v1/images/edits", **form, headers={"origin": origin})
+        assert response.status_code == status, response.text
+    assert response.json()["error"]["code"] == "origin_not_allowed"
+
+
 def test_a_large_upload_is_refused_and_its_client_can_read_it(server):
     """Whole before the answer is looked at, as ordinary clients do; declared, and not."""
     large = bytes(40_000_000)
