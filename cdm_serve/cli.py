@@ -10,11 +10,14 @@ from rich.markup import escape
 
 from cdm_serve.api.auth import Keys, read_keys
 from cdm_serve.api.folder import check_folder
+from cdm_serve.api.hook import load_hook
+from cdm_serve.api.shared_limits import check_redis
+from cdm_serve.api.signing import signatory_of
 from cdm_serve.configuration import load_settings
 from cdm_serve.errors import StartError
 from cdm_serve.log import configure_logging
 from cdm_serve.repository import check_repository
-from cdm_serve.server import listen, serve
+from cdm_serve.server import check_devices, listen, serve
 from cdm_serve.settings import Settings
 from cdm_serve.tracing import exporting
 from cdm_serve.triton.wheel import TritonWheel, find_wheel
@@ -37,14 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return doctor(settings, Console())
     console = configure_logging(settings.log)
     try:
-        if settings.devices is not None and (settings.triton or settings.ray):
-            raise StartError(
-                "--devices is for the bundled Triton: leave it out, and give each Triton, or each "
-                "engine by --engine-gpus, its GPU"
-            )
+        check_devices(settings)
         keys = read_keys(settings)
         if settings.link_folder is not None:
             check_folder(settings.link_folder)
+        if settings.on_picture is not None:
+            load_hook(settings.on_picture)
+        signatory_of(settings)
+        if settings.redis is not None:
+            check_redis(settings.redis)
         if settings.ray:
             _on_ray(settings, keys, console)
             return 0

@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -18,15 +18,18 @@ from rich.table import Table
 
 from cdm_serve.api.auth import read_keys
 from cdm_serve.api.folder import check_folder
+from cdm_serve.api.hook import load_hook
+from cdm_serve.api.shared_limits import check_redis
+from cdm_serve.api.signing import signatory_of
+from cdm_serve.engine.memory import GIB, available
 from cdm_serve.engine.runtimes import fit_precision, runtime_for
 from cdm_serve.errors import StartError
 from cdm_serve.repository import check_model, models_in, parameters_of
-from cdm_serve.server import listen
+from cdm_serve.server import check_devices, listen
 from cdm_serve.settings import Settings
 from cdm_serve.triton.target import grpc_target
 from cdm_serve.triton.wheel import PYTHON, find_wheel
 
-GIB = 2**30
 # What Docker gives a container, and Triton does not get by with.
 LEAST_SHARED = 64 * 2**20
 FEATURES = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "bf16", "amx_bf16": "AMX"}
@@ -70,8 +73,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Everything, one after the other."""
     yield Finding("CPU", cpu())
     yield Finding("memory", memory())
-    yield _shared_memory()
-    yield from gpus()
+    shown = list(gpus())
+    yield from shown
     yield package("OpenVINO", "openvino", "'cdm-serve[cpu]'")
     yield package("ONNX Runtime", "onnxruntime", "'cdm-serve[cuda]' for a GPU")
     yield package("TensorRT", "tensorrt", "'cdm-serve[tensorrt]' for engines on a GPU")
@@ -79,13 +82,15 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _distribution("CUDA", "cuda-toolkit")
     yield _distribution("cuDNN", "nvidia-cudnn-cu13")
     yield tried("keys", lambda: read_keys(settings) and _who(settings))
-    if settings.link_folder is not None:
-        yield tried("links", partial(check_folder, settings.link_folder))
+    yield from _asked_for(settings)
+    if settings.devices is not None:
+        yield tried("devices", lambda: _devices(settings, shown))
     yield tried("port", lambda: _port(settings))
     if settings.triton is not None:
         yield tried("Triton", lambda: _reach(settings.triton or ""))
         return
     yield tried("Triton", _bundled)
+    yield _shared_memory()
     try:
         models = models_in(settings.model_repository)
     except StartError as error:
@@ -93,6 +98,21 @@ def examine(settings: Settings) -> Iterator[Finding]:
         return
     for model in models:
         yield tried(f"model {model.name}", partial(_model, model))
+
+
+def _asked_for(settings: Settings) -> Iterator[Finding]:
+    """What is looked at where a setting asks for it."""
+    if settings.link_folder is not None:
+        yield tried("links", partial(check_folder, settings.link_folder))
+    if settings.on_picture is not None:
+        yield tried("hook", partial(_hook, settings.on_picture))
+    if settings.c2pa_certificate is not None or settings.c2pa_key is not None:
+        yield tried("signing", lambda: signatory_of(settings) and settings.c2pa_certificate)
+    if settings.redis is not None:
+        yield tried("Redis", partial(check_redis, settings.redis))
+    if settings.ray:
+        found = package("Ray", "ray", "'cdm-serve[cpu,ray]'")
+        yield replace(found, good=bool(found.good))
 
 
 def cpu() -> str:
@@ -104,16 +124,6 @@ def cpu() -> str:
     return f"{name[1] if name else os.uname().machine}, {cores} cores, {' '.join(features)}"
 
 
-def available() -> int:
-    """Bytes that a process may still take, also in a container."""
-    (kilobytes,) = re.findall(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())
-    free = int(kilobytes) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return free
-
-
 def memory() -> str:
     return f"{available() / GIB:.1f} GiB available"
 
@@ -122,13 +132,15 @@ def _shared_memory() -> Finding:
     usage = shutil.disk_usage("/dev/shm")
     if usage.free > LEAST_SHARED:
         return Finding("shared memory", f"{usage.free / GIB:.2g} GiB free in /dev/shm")
-    found = f"only {usage.free / 2**20:.0f} MiB free in /dev/shm: docker run --shm-size 1g"
+    small = usage.total <= LEAST_SHARED
+    mend = "docker run --shm-size 1g" if small else "delete what is left there, see ls -l /dev/shm"
+    found = f"only {usage.free / 2**20:.0f} MiB free in /dev/shm: {mend}"
     return Finding("shared memory", found, False)
 
 
 def gpus() -> Iterator[Finding]:
     """As the driver tells, so also where no package for them is installed."""
-    query = "--query-gpu=index,name,memory.total,driver_version,compute_cap"
+    query = "--query-gpu=index,uuid,name,memory.total,driver_version,compute_cap"
     try:
         command = ["nvidia-smi", query, "--format=csv,noheader"]
         listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -137,17 +149,20 @@ def gpus() -> Iterator[Finding]:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     for line in listed.stdout.splitlines():
-        index, name, memory, driver, capability = line.split(", ")
+        index, uuid, name, memory, driver, capability = line.split(", ")
         found = f"{name}, {memory}, driver {driver}, compute capability {capability}"
-        hidden = visible is not None and index not in visible.split(",")
+        named = [] if visible is None else [each.strip() for each in visible.split(",")]
+        shown = any(each and (each == index or uuid.startswith(each)) for each in named)
+        hidden = visible is not None and not shown
         yield Finding(f"GPU {index}", found + (", not in CUDA_VISIBLE_DEVICES" if hidden else ""))
 
 
 def package(what: str, name: str, extra: str) -> Finding:
     try:
         module = import_module(name)
-    except ImportError as error:
-        return Finding(what, f"not here ({error}): pip install {extra}", None)
+    except (ImportError, OSError) as error:  # OSError: a library of it is missing
+        why = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        return Finding(what, f"not here ({why[0]}): pip install {extra}", None)
     found = str(module.__version__)
     if hasattr(module, "get_available_providers"):
         providers = module.get_available_providers()
@@ -174,6 +189,21 @@ def tried(what: str, find: Callable[[], object]) -> Finding:
 def _who(settings: Settings) -> str:
     keyed = settings.api_keys or settings.api_key_file
     return "asked for" if keyed else f"none: whoever reaches {settings.host} may ask"
+
+
+def _hook(name: str) -> str:
+    load_hook(name)
+    return name
+
+
+def _devices(settings: Settings, shown: list[Finding]) -> str:
+    """Numbers are looked for among the GPUs that are ``shown``, if there are any."""
+    devices = check_devices(settings)
+    names = [each.what for each in shown if each.good]
+    for device in devices:
+        if names and device.isdecimal() and f"GPU {device}" not in names:
+            raise StartError(f"there is no GPU {device}, only {', '.join(names)}: change --devices")
+    return f"a Triton on each of {', '.join(devices)}"
 
 
 def _port(settings: Settings) -> str:

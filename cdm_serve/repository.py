@@ -36,7 +36,7 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def check_model(model: Path, *, full: bool = False) -> Manifest:
-    """What a model folder holds, its files checked as ``read_manifest`` does.
+    """What a model folder holds, its files and its variants' checked as ``read_manifest`` does.
 
     Raises:
         StartError: Triton cannot load its name, or its export does not hold together.
@@ -46,7 +46,25 @@ def check_model(model: Path, *, full: bool = False) -> Manifest:
             f"{model} has a name that Triton cannot load: rename the folder to letters, "
             "digits, '.', '_' and '-'"
         )
+    for variant in variants_of(model):
+        read_manifest(variant / "1", full=full)
     return read_manifest(model / "1", full=full)
+
+
+def variants_of(model: Path) -> list[Path]:
+    """The models that are served in the same process, which loads once what they have in common.
+
+    Raises:
+        StartError: one has the name of a model of its own.
+    """
+    variants = model_folders(model / "variants")
+    for variant in variants:
+        if (model.parent / variant.name / "config.pbtxt").exists():
+            raise StartError(
+                f"{variant} has the name of another model, {model.parent / variant.name}: "
+                "rename or remove one of the folders"
+            )
+    return variants
 
 
 def parameters_of(model: Path) -> dict[str, str]:

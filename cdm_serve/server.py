@@ -88,10 +88,26 @@ async def serve(
     logger.info("stopped")
 
 
-def _supervisor(settings: Settings, wheel: TritonWheel | None) -> Supervisor | Devices:
+def check_devices(settings: Settings) -> list[str]:
+    """The GPUs to use, if they are named.
+
+    Raises:
+        StartError: it is not for this server to say.
+    """
     if settings.devices is None:
+        return []
+    if settings.triton or settings.ray:
+        raise StartError(
+            "--devices is for the bundled Triton: leave it out, and give each Triton, or each "
+            "engine by --engine-gpus, its GPU"
+        )
+    return [device.strip() for device in settings.devices.split(",")]
+
+
+def _supervisor(settings: Settings, wheel: TritonWheel | None) -> Supervisor | Devices:
+    devices = check_devices(settings)
+    if not devices:
         return Supervisor(settings, wheel)
-    devices = [device.strip() for device in settings.devices.split(",")]
     return Devices([Supervisor(settings, wheel, device) for device in devices])
 
 

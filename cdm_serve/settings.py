@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     response_format: Literal["b64_json", "url"] | None = _flag(
         REQUESTS, "FORM", "b64_json or url, where a request says neither", None
     )
+    decoder: Literal["full", "tiny"] = _flag(
+        REQUESTS, "full|tiny", "for pictures, of models that have both; previews are quick", "full"
+    )
     strict: bool = _flag(
         REQUESTS, "", "refuse what cannot be done to the letter, instead of warning", False
     )
@@ -100,6 +103,9 @@ class Settings(BaseSettings):
     without_keys: bool = _flag(LIMITS, "", "let in everyone who reaches the address", False)
     requests_per_minute: int | None = _flag(LIMITS, "N", "of one key", None, gt=0)
     images_per_minute: int | None = _flag(LIMITS, "N", "of one key", None, gt=0)
+    redis: str | None = _flag(
+        LIMITS, "URL", "where gateways count these together; else each by itself", None
+    )
     body_limit: int = _flag(LIMITS, "BYTES", "largest request body", 65536, gt=0)
     upload_limit: int = _flag(LIMITS, "BYTES", "largest request with pictures", 32 * 2**20, gt=0)
     prompt_limit: int = _flag(LIMITS, "CHARACTERS", "longest prompt", 4000, gt=0)
@@ -129,6 +135,16 @@ class Settings(BaseSettings):
     embed_prompt: bool = _flag(
         "pictures", "", "write the prompt into the file, beside seed, steps and model", False
     )
+    provenance: bool = _flag(
+        "pictures", "", "write into the file, in IPTC's terms, that a model made it", False
+    )
+    c2pa_certificate: Path | None = _flag(
+        "pictures", "FILE", "PEM, with which each picture's origin is signed into its file", None
+    )
+    c2pa_key: Path | None = _flag("pictures", "FILE", "PEM, of that certificate", None)
+    on_picture: str | None = _flag(
+        "pictures", "MODULE:FUNCTION", "of yours, that checks or changes each picture", None
+    )
 
     start_seconds: float = _flag("life", "SECONDS", "that Triton may take to load", 600.0, gt=0)
     drain_seconds: float = _flag(
@@ -157,6 +173,14 @@ class Settings(BaseSettings):
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("it must be a number or text")
         return value
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """No shell has read what stands in a file."""
+        return (
+            value.expanduser() if isinstance(value, Path) and value.parts[:1] == ("~",) else value
+        )
 
     @classmethod
     def settings_customise_sources(

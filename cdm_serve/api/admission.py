@@ -2,9 +2,11 @@
 
 What a picture costs is known before it is made: its steps and its decoding, in the seconds that the
 engine measures at start and corrects by what executions take. So the line in front of the engine is
-bounded in seconds and not in requests, and what is said about waiting holds.
+bounded in seconds and not in requests, and what is said about waiting holds. Where the machine's
+speed changes too much to foresee, the line is kept shorter.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,12 +14,21 @@ from typing import Any
 
 from cdm_serve.api.errors import ApiError, too_many
 
-# About so many of the latest pictures tell how fast the engine is.
-MEMORY = 100
-# The engine's own measurement counts like one second of evidence.
-PRIOR = 1.0
-# With fewer in line the engine waits for work, and not the work for the engine.
+# About so many of the latest seconds of work tell how fast the engine is, or so many pictures where
+# those are longer.
+MEMORY_SECONDS = 2.0
+MEMORY_PICTURES = 10
+# The engine's own measurement counts like so many seconds of evidence.
+PRIOR = 0.25
+# The engine is fast as it can be with so many pictures in line, or with so much of the line full:
+# with less it waits for work, and not the work for the engine.
 CROWD = 8
+FULL = 0.25
+# Waiting so many times as long as foreseen is a promise kept, and all but so many must be.
+TOLERANCE = 1.2
+BROKEN = 0.005
+# How quickly the margin of the promises follows.
+CAUTION = 0.002
 
 
 @dataclass(frozen=True)
@@ -29,18 +40,34 @@ class PictureCost:
 
     @classmethod
     def of(
-        cls, costs: dict[str, Any], size: str, steps: int, partials: int, *, incoming: bool = False
+        cls,
+        costs: dict[str, Any],
+        size: str,
+        steps: int,
+        partials: int,
+        decoder: str = "full",
+        *,
+        incoming: bool = False,
     ) -> "PictureCost":
         """``costs`` are those of a model's card; ``incoming``: a picture is encoded for it."""
-        text, of_size = costs["text"], _of_size(costs, size)
-        step, decode = of_size["step"], of_size["decode"]
-        decodings = 1 + partials
+        of_size = _of_size(costs, size)
+        full = of_size["decode"]
+        tiny = of_size.get("tiny_decode", full)
+        last = tiny if decoder == "tiny" else full
+        stages = [(1, costs["text"]), (steps, of_size["step"]), (partials, tiny), (1, last)]
         if incoming:
-            text += of_size["picture"]["1"]
+            stages.append((1, of_size["picture"]))
         return cls(
-            shared=text + steps * _best(step) + decodings * _best(decode),
-            alone=text + steps * step["1"] + decodings * decode["1"],
+            shared=sum(times * _best(seconds) for times, seconds in stages),
+            alone=sum(times * seconds["alone"] for times, seconds in stages),
         )
+
+
+def longest_end(costs: dict[str, Any], size: str) -> float:
+    """Seconds of a step and a decoding in the largest batches: what a deadline does not stop."""
+    of_size = _of_size(costs, size)
+    step, decode = of_size["step"], of_size["decode"]
+    return float(max(step.values()) + max(decode.values()))
 
 
 def _of_size(costs: dict[str, Any], size: str) -> dict[str, Any]:
@@ -65,7 +92,7 @@ def _pixels(size: str) -> int:
 
 def _best(seconds: dict[str, float]) -> float:
     """Of one sample in the batch that makes most."""
-    return min(spent / int(batch) for batch, spent in seconds.items())
+    return min(spent / int(batch) for batch, spent in seconds.items() if batch != "alone")
 
 
 class Pace:
@@ -81,11 +108,15 @@ class Pace:
         """1.0 until there is evidence."""
         return self._seconds / self._work
 
+    def begun(self) -> None:
+        """The engine, which had nothing to do, has now."""
+        self._last = time.monotonic()
+
     def finished(self, work: float) -> None:
         """A picture was finished."""
         now = time.monotonic()
         if self._last is not None:
-            keep = 1.0 - 1.0 / MEMORY
+            keep = math.exp(-work / max(MEMORY_SECONDS, MEMORY_PICTURES * work))
             self._seconds = keep * self._seconds + (now - self._last)
             self._work = keep * self._work + work
         self._last = now
@@ -95,15 +126,40 @@ class Pace:
         self._last = None
 
 
+class Margin:
+    """By how much too short waits are foreseen: all but a share ``BROKEN`` take no longer.
+
+    A quantile, followed in small steps: up by much when it was exceeded, down by little otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._late = TOLERANCE
+
+    @property
+    def factor(self) -> float:
+        """What to multiply a foreseen wait by, so that the promise is kept; 1.0 or more."""
+        return self._late / TOLERANCE
+
+    def observe(self, foreseen: float, waited: float) -> None:
+        """Seconds of somebody's wait."""
+        step = 1 - BROKEN if waited > self._late * foreseen else -BROKEN
+        self._late = max(TOLERANCE, self._late + CAUTION * step)
+
+
 class Ticket:
     """The place of one request in the line; leaving it gives up what was not made."""
 
-    def __init__(self, admission: "Admission", pictures: int, work: float) -> None:
+    def __init__(self, admission: "Admission", pictures: int, cost: PictureCost) -> None:
         self._admission = admission
         self._left = pictures
-        self._work = work
+        self._work = cost.shared
+        self._alone = cost.alone
         self._before = admission.pictures + admission.ended
-        admission.add(pictures, pictures * work)
+        self._begun = time.monotonic()
+        admission.add(pictures, pictures * self._work)
+        # Short waits say little: they are mostly of what runs already.
+        full = admission.wait >= FULL * admission.queue_seconds
+        self._foreseen = admission.wait if full else None
 
     @property
     def ahead(self) -> int:
@@ -114,9 +170,13 @@ class Ticket:
         """One picture less to make."""
         self._left -= 1
         self._admission.finish(self._work)
+        if not self._left and self._foreseen is not None:
+            waited = time.monotonic() - self._begun - self._alone
+            self._admission.margin.observe(self._foreseen, waited)
 
     def interrupted(self) -> None:
         """The engine was lost, and with it the time."""
+        self._foreseen = None
         self._admission.pace.interrupted()
 
     def __enter__(self) -> "Ticket":
@@ -144,6 +204,7 @@ class Admission:
         self.pictures = 0
         self.ended = 0
         self.pace = Pace()
+        self.margin = Margin()
         self._work = 0.0
         self._promised = 0.0
 
@@ -161,7 +222,9 @@ class Admission:
         pace = self.pace.seconds_per_work
         work = pictures * cost.shared
         # One request is always taken in when nobody else is there, however large it is.
-        room = self.queue_seconds if self._work else max(self.queue_seconds, work * pace)
+        room = self.queue_seconds / self.margin.factor
+        if not self._work:
+            room = max(room, work * pace)
         over = self.wait + work * pace - room
         if over > 0:
             seconds = self._promise(over, work * pace)
@@ -187,7 +250,7 @@ class Admission:
                 late,
                 "deadline_cannot_be_met",
             )
-        return Ticket(self, pictures, cost.shared)
+        return Ticket(self, pictures, cost)
 
     def _promise(self, over: float, cost: float) -> float:
         """Seconds after which to come back: behind those who were told so before.
@@ -202,11 +265,13 @@ class Admission:
 
     def add(self, pictures: int, work: float) -> None:
         """Count pictures in, or out when they are given up."""
+        if not self.pictures:
+            self.pace.begun()
         self.pictures += pictures
         self.ended += max(0, -pictures)
         # Sums of fractions do not return to zero by themselves.
         self._work = max(0.0, self._work + work) if self.pictures else 0.0
-        if self.pictures < CROWD:
+        if self.pictures < CROWD and self.wait < FULL * self.queue_seconds:
             self.pace.interrupted()
 
     def finish(self, work: float) -> None:

@@ -22,12 +22,13 @@ EVENT_HEADERS = {
 }
 
 
-def image_answer(plan: Plan, pictures: list[Made], urls: list[str]) -> dict[str, Any]:
-    """An ``ImageAnswer``; with addresses instead of files where there are ``urls``."""
-    if urls:
-        places = [{"url": url} for url in urls]
-    else:
-        places = [{"b64_json": base64.b64encode(made.file).decode()} for made in pictures]
+def place(file: bytes, url: str | None) -> dict[str, str]:
+    """Where a picture is: at an address, or right here."""
+    return {"url": url} if url else {"b64_json": base64.b64encode(file).decode()}
+
+
+def image_answer(plan: Plan, pictures: list[Made], places: list[dict[str, str]]) -> dict[str, Any]:
+    """An ``ImageAnswer``."""
     return {
         "created": int(time.time()),
         "data": [

@@ -11,20 +11,24 @@ from starlette.types import ASGIApp
 
 import cdm_serve
 from cdm_serve.api.admission import Admission
-from cdm_serve.api.auth import RATED, Keys, RateLimits
+from cdm_serve.api.auth import Keys
 from cdm_serve.api.edits import Edits
 from cdm_serve.api.errors import install_handlers
 from cdm_serve.api.files import MemoryStore, files_router
 from cdm_serve.api.folder import FolderStore
 from cdm_serve.api.generation import ImageGenerator
+from cdm_serve.api.hook import load_hook
 from cdm_serve.api.images import Images
 from cdm_serve.api.jobs import Jobs
+from cdm_serve.api.limits import RATED, RateLimits
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.middleware import RequestMiddleware
 from cdm_serve.api.models import models_router
 from cdm_serve.api.moderation import Moderation
 from cdm_serve.api.operations import State, operations_router
 from cdm_serve.api.playground import playground_router
+from cdm_serve.api.shared_limits import shared_buckets
+from cdm_serve.api.signing import signatory_of
 from cdm_serve.backend import Backend
 from cdm_serve.settings import Settings
 
@@ -43,7 +47,8 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
     install_handlers(app)
     metrics = Metrics()
     admission = Admission(settings.queue_seconds)
-    limits = RateLimits(settings.requests_per_minute, settings.images_per_minute)
+    rates = settings.requests_per_minute, settings.images_per_minute
+    limits = RateLimits(*rates, shared_buckets(settings.redis))
     bounds = settings.url_bytes, settings.url_seconds
     folder = settings.link_folder
     store = MemoryStore(*bounds) if folder is None else FolderStore(folder, *bounds)
@@ -54,7 +59,14 @@ def create_app(settings: Settings, keys: Keys, backend: Backend, executor: Execu
         limits=limits,
         admission=admission,
         generator=ImageGenerator(
-            backend, executor, metrics, settings.retry_seconds, embed_prompt=settings.embed_prompt
+            backend,
+            executor,
+            metrics,
+            settings.retry_seconds,
+            embed_prompt=settings.embed_prompt,
+            provenance=settings.provenance,
+            signatory=signatory_of(settings),
+            hook=load_hook(settings.on_picture) if settings.on_picture else None,
         ),
         store=store,
         jobs=jobs,

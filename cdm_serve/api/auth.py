@@ -1,20 +1,17 @@
-"""Who may ask, and how much in a minute.
+"""Who may ask.
 
 API keys are compared in constant time and never kept in the clear.
 """
 
 import hashlib
 import hmac
-import time
 
-from cdm_serve.api.errors import ApiError, too_many
 from cdm_serve.api.proxies import is_loopback
 from cdm_serve.errors import StartError
 from cdm_serve.settings import Settings
 
 ANYONE = "anyone"
 SHORTEST = 16
-RATED = ("requests", "images")
 
 
 class Keys:
@@ -76,80 +73,3 @@ def read_keys(settings: Settings) -> Keys:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
-
-
-class Bucket:
-    """Fills evenly with ``per_minute`` a minute and holds no more than that."""
-
-    def __init__(self, per_minute: int) -> None:
-        self.per_minute = per_minute
-        self._level = float(per_minute)
-        self._at = time.monotonic()
-
-    def wait(self, amount: int) -> float:
-        """Seconds until ``amount`` is there; 0.0 when it is."""
-        now = time.monotonic()
-        rate = self.per_minute / 60.0
-        self._level = min(self.per_minute, self._level + rate * (now - self._at))
-        self._at = now
-        return max(0.0, (amount - self._level) / rate)
-
-    @property
-    def level(self) -> float:
-        """How much is there."""
-        self.wait(0)
-        return self._level
-
-    def take(self, amount: int) -> None:
-        """Take what ``wait`` said is there."""
-        self._level -= amount
-
-
-class RateLimits:
-    """Requests and images a minute, for each key by itself; None is no limit."""
-
-    def __init__(self, requests_per_minute: int | None, images_per_minute: int | None) -> None:
-        self._per_minute = dict(zip(RATED, (requests_per_minute, images_per_minute), strict=True))
-        self._buckets: dict[tuple[str, str], Bucket] = {}
-
-    def spend(self, owner: str, images: int) -> None:
-        """Take one request with its images; nothing is taken when it is refused.
-
-        Raises:
-            ApiError: too much for this minute, or more images than any minute has.
-        """
-        limit = self._per_minute["images"]
-        if limit is not None and images > limit:
-            raise ApiError(
-                f"n: {images} images are more than this server makes a minute for one key",
-                param="n",
-            )
-        taken: list[tuple[Bucket, int]] = []
-        for what, amount in (("requests", 1), ("images", images)):
-            limit = self._per_minute[what]
-            if limit is None:
-                continue
-            bucket = self._buckets.setdefault((owner, what), Bucket(limit))
-            seconds = bucket.wait(amount)
-            if seconds > 0:
-                raise too_many(
-                    f"more than {limit} {what} a minute: try again in {seconds:.1f} s",
-                    seconds,
-                    "rate_limit_exceeded",
-                )
-            taken.append((bucket, amount))
-        for bucket, amount in taken:
-            bucket.take(amount)
-
-    def headers(self, owner: str) -> dict[str, str]:
-        """What is left of each limit, as clients of OpenAI read it."""
-        headers = {}
-        for what, limit in self._per_minute.items():
-            if limit is None:
-                continue
-            bucket = self._buckets.get((owner, what))
-            left = limit if bucket is None else bucket.level
-            headers[f"x-ratelimit-limit-{what}"] = str(limit)
-            headers[f"x-ratelimit-remaining-{what}"] = str(int(left))
-            headers[f"x-ratelimit-reset-{what}"] = f"{60 * (limit - left) / limit:.3f}s"
-        return headers

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from cdm_serve.api.errors import ApiError
 
@@ -19,6 +19,7 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MOST_PIXELS = 25_000_000
 # What is lighter is to be painted, in a mask without transparency.
 HALF = 128
+SRGB = ImageCms.createProfile("sRGB")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _opened(data: bytes, param: str) -> Image.Image:
             if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             mode = "RGBA" if image.has_transparency_data else "RGB"
-            return image if image.mode == mode else image.convert(mode)
+            return _in_srgb(image, mode)
     except ApiError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -97,6 +98,24 @@ def _opened(data: bytes, param: str) -> Image.Image:
         ) from None
     except Exception:  # every decoder has errors of its own
         raise ApiError(f"{param}: the file is damaged or cut off", param=param) from None
+
+
+def _in_srgb(image: Image.Image, mode: str) -> Image.Image:
+    """Converted to a mode, and to sRGB from the colour profile in the file if that is usable."""
+    if profile := image.info.get("icc_profile"):
+        try:
+            if image.mode not in ("RGB", "CMYK", "L"):
+                image = image.convert(mode)
+            colours = image.convert("RGB") if image.mode == "RGBA" else image
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            made = ImageCms.profileToProfile(colours, source, SRGB, outputMode="RGB")
+            if made is not None:
+                if image.mode == "RGBA":
+                    made.putalpha(image.getchannel("A"))
+                image = made
+        except (OSError, ImageCms.PyCMSError):
+            pass  # a broken one, or one of other colours: as without it
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _check(image: Image.Image, param: str) -> None:

@@ -5,12 +5,10 @@ for generations, and so is everything made that comes after the picture was deco
 """
 
 import asyncio
-import base64
-import json
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -18,8 +16,6 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from cdm_serve.api.decode import Prepared, prepare
 from cdm_serve.api.errors import ApiError, documented, too_many
@@ -28,21 +24,14 @@ from cdm_serve.api.plan import Plan
 from cdm_serve.api.reading import Notes, is_json, json_object, read_request
 from cdm_serve.api.resolve import possible
 from cdm_serve.api.schema import ImageRequest
+from cdm_serve.api.uploads import Upload, form_parts
 from cdm_serve.engine.card import ModelCard
 
 EDITS, VARIATIONS = ROUTES = ("/v1/images/edits", "/v1/images/variations")
-IMAGES = ("image", "images", "image_url", "init_image", "init_images")
-MASKS = ("mask", "mask_image", "mask_url")
 # All these at once may wait in memory to be decoded, in requests of the largest size.
 UPLOADS = 8
-MOST_PARTS = 64
 # By input_fidelity, where a request does not say it; a variation's is high unless it is said.
 STRENGTHS = {"high": 0.5, "low": 0.75}
-# Of fields whose text in a form is JSON: the others are text itself.
-VALUES = {
-    *("n", "seed", "num_inference_steps", "output_compression", "partial_images"),
-    *("stream", "strength", "guidance_scale"),
-}
 
 
 T = TypeVar("T")
@@ -62,48 +51,6 @@ class VariationRequest(EditRequest):
 
 
 @dataclass
-class Upload:
-    """What a request says, and the files that it brings."""
-
-    fields: dict[str, Any] = field(default_factory=dict)
-    images: list[bytes] = field(default_factory=list)
-    masks: list[bytes] = field(default_factory=list)
-
-    def add(self, name: str, value: Any, notes: Notes) -> None:
-        """A part of a form, or a field of a JSON object."""
-        name = name.removesuffix("[]")
-        if name in IMAGES or name in MASKS:
-            files = self.images if name in IMAGES else self.masks
-            given = value if isinstance(value, list) else [value]
-            for each in (each for each in given if each not in (None, "")):
-                try:
-                    files.append(_file(each, name))
-                except ApiError as fault:
-                    notes.refuse(fault)
-        elif isinstance(value, bytes):
-            text = f"{name[:40]}: unknown file, only image and mask are known"
-            notes.refuse(ApiError(text, param=name[:40], code="unknown_parameter"))
-        else:
-            self.fields[name] = value
-
-    def check(self, notes: Notes) -> None:
-        """That there is one image, and one mask at most."""
-        if not self.images and not notes.faults:
-            code = "missing_required_parameter"
-            notes.refuse(ApiError("image is required", param="image", code=code))
-        for name, files in (("image", self.images), ("mask", self.masks)):
-            if len(files) > 1:
-                text = f"{name}: {len(files)} were sent, and the models here take one"
-                notes.refuse(ApiError(text, param=name, code="invalid_value"))
-
-
-class Form(MultiPartParser):
-    """Kept in memory, which the limit on the body bounds; nothing is written to disk."""
-
-    spool_max_size = 2**62
-
-
-@dataclass
 class Edits:
     """The two routes; pictures are decoded in ``executor``."""
 
@@ -113,32 +60,19 @@ class Edits:
 
     def router(self) -> APIRouter:
         """The routes."""
-        router = APIRouter()
+        router = APIRouter(responses=ANSWERS | documented(403))
 
-        @router.post(
-            EDITS,
-            responses=ANSWERS | documented(403),
-            response_class=JSONResponse,
-            openapi_extra=_body(EditRequest),
-        )
+        @router.post(EDITS, response_class=JSONResponse, openapi_extra=_body(EditRequest))
         async def edit(request: Request) -> Response:
             """Make pictures of a picture and a prompt, anew or where a mask says."""
-            return await self._answer(request, EditRequest)
+            return await self.images.serve(await self._plan(request, EditRequest), request)
 
-        @router.post(
-            VARIATIONS,
-            responses=ANSWERS | documented(403),
-            response_class=JSONResponse,
-            openapi_extra=_body(VariationRequest),
-        )
+        @router.post(VARIATIONS, response_class=JSONResponse, openapi_extra=_body(VariationRequest))
         async def vary(request: Request) -> Response:
             """Make pictures that are like a picture."""
-            return await self._answer(request, VariationRequest)
+            return await self.images.serve(await self._plan(request, VariationRequest), request)
 
         return router
-
-    async def _answer(self, request: Request, kind: type[EditRequest]) -> Response:
-        return await self.images.serve(await self._plan(request, kind), request)
 
     async def _plan(self, request: Request, kind: type[EditRequest]) -> Plan:
         """With the decoded picture in it; of the files nothing is kept."""
@@ -146,7 +80,8 @@ class Edits:
         with self._counted(request) as stream:
             upload = await self._upload(request, stream, notes)
             body = read_request(upload.fields, kind, notes)
-            plan = self.images.plan(body, notes, request)
+            accept = request.headers.get("accept", "*/*")
+            plan = self.images.plan(body, notes, request, accept)
             check_model(plan.model)
             asked = body.size not in (None, "auto")
             sizes = (plan.size,) if asked else (plan.model.default_size, *plan.model.sizes)
@@ -169,15 +104,7 @@ class Edits:
         if content_type.startswith("multipart/form-data"):
             self._check_origin(request)
             limit = self.images.settings.upload_limit
-            options: Any = {"max_files": MOST_PARTS, "max_fields": MOST_PARTS}
-            try:
-                form = await Form(request.headers, stream, max_part_size=limit, **options).parse()
-            except (MultiPartException, ValueError) as error:
-                raise ApiError(f"the body is no valid form: {error}") from None
-            parts = [
-                (name, await part.read() if isinstance(part, UploadFile) else _value(name, part))
-                for name, part in form.multi_items()
-            ]
+            parts = await form_parts(request.headers, stream, limit)
         elif is_json(content_type):
             whole = b"".join([chunk async for chunk in stream])
             parts = [*(await self._aside(json_object, whole)).items()]
@@ -244,46 +171,14 @@ def check_model(model: ModelCard) -> None:
         )
 
 
-def _file(value: Any, name: str) -> bytes:
-    """Of a form's file, a data URL or plain base64, by itself or as ``{"image_url": ...}``.
-
-    Raises:
-        ApiError: it is none of them.
-    """
-    if isinstance(value, bytes):
-        return value
-    for key in ("image_url", "url"):
-        if isinstance(value, dict):
-            value = value.get(key, value)
-    if not isinstance(value, str):
-        raise ApiError(f"{name}: expected a file, or a data URL in base64", param=name)
-    if value.startswith(("http://", "https://")):
-        raise ApiError(
-            f"{name}: pictures are not fetched from elsewhere: send the file, or a data URL",
-            param=name,
-        )
-    kind, comma, content = value.partition(",")
-    try:
-        return base64.b64decode(content if comma else kind)
-    except ValueError:
-        raise ApiError(f"{name}: is no valid base64", param=name) from None
-
-
-def _value(name: str, text: str) -> Any:
-    """A form has only texts; those of numbers and switches are JSON."""
-    try:
-        return json.loads(text) if name in VALUES else text
-    except (ValueError, RecursionError):
-        return text
-
-
 def _edited(plan: Plan, body: EditRequest, prepared: Prepared) -> Plan:
     """The plan with the picture in it, of whose steps the last are made.
 
     How many is diffusers' arithmetic, but never none.
     """
     strength = body.strength
-    if strength is None and "mask" in prepared.tensors:
+    # A model that needs a picture sees for itself what is to stay.
+    if strength is None and ("mask" in prepared.tensors or plan.model.needs_picture):
         strength = 1.0
     elif strength is None:
         variation = isinstance(body, VariationRequest)

@@ -1,9 +1,9 @@
-"""Pictures behind a link: kept for a while, in memory, or in a folder (``folder``)."""
+"""Pictures behind a link, and how far jobs are: kept for a while, in memory or a ``folder``."""
 
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from cachetools import TTLCache
 from fastapi import APIRouter, Request
@@ -13,6 +13,10 @@ from cdm_serve.api.errors import ApiError, documented
 from cdm_serve.api.schema import OutputFormat
 
 ROUTE = "/v1/images/files"
+# So many jobs are known in memory; those not looked at are forgotten first.
+JOBS = 1000
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,11 @@ class StoredFile:
 
 
 class FileStore(Protocol):
-    """Keeps files, each for at most ``seconds``."""
+    """Keeps files, and records of jobs, each for at most ``seconds``."""
 
     @property
     def seconds(self) -> float:
-        """How long links last."""
+        """How long links last, and jobs from when they were last written."""
 
     @property
     def size(self) -> int:
@@ -54,6 +58,27 @@ class FileStore(Protocol):
             ApiError: it cannot be read.
         """
 
+    async def write(self, job: str, record: Record, *, new: bool = False) -> bool:
+        """Keep what is known of a job; False if another gateway has removed it meanwhile.
+
+        Raises:
+            ApiError: it cannot be written.
+        """
+
+    async def read(self, job: str) -> Record | None:
+        """What was written last, unless it expired or was removed.
+
+        Raises:
+            ApiError: it cannot be read.
+        """
+
+    async def remove(self, job: str) -> None:
+        """Forget a job.
+
+        Raises:
+            ApiError: it cannot be removed.
+        """
+
 
 class MemoryStore:
     """At most ``limit`` bytes; those not looked at are given up first. For one event loop."""
@@ -63,6 +88,7 @@ class MemoryStore:
         self._files: TTLCache[str, StoredFile] = TTLCache(
             limit, seconds, getsizeof=lambda file: len(file.content)
         )
+        self._jobs: TTLCache[str, Record] = TTLCache(JOBS, seconds)
 
     @property
     def size(self) -> int:
@@ -83,6 +109,19 @@ class MemoryStore:
     async def get(self, name: str) -> StoredFile | None:
         """See ``FileStore``."""
         return self._files.get(name)
+
+    async def write(self, job: str, record: Record, *, new: bool = False) -> bool:
+        """See ``FileStore``."""
+        self._jobs[job] = record
+        return True
+
+    async def read(self, job: str) -> Record | None:
+        """See ``FileStore``."""
+        return self._jobs.get(job)
+
+    async def remove(self, job: str) -> None:
+        """See ``FileStore``."""
+        self._jobs.pop(job, None)
 
 
 def new_name(output_format: OutputFormat) -> str:

@@ -1,6 +1,7 @@
-"""Pictures behind a link in a folder that several gateways share, and that outlasts them."""
+"""Pictures behind a link and records of jobs in a folder that gateways share, and outlasts them."""
 
 import asyncio
+import json
 import logging
 import re
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from cdm_serve.api.errors import ApiError
-from cdm_serve.api.files import StoredFile, new_name, too_large
+from cdm_serve.api.files import Record, StoredFile, new_name, too_large
 from cdm_serve.api.schema import OutputFormat
 from cdm_serve.errors import StartError
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 # With a dot before it while it is being written. Nothing else in the folder is touched.
 NAME = re.compile(rf"\.?[\w-]{{24}}\.({'|'.join(get_args(OutputFormat))})", re.ASCII)
+JOB = re.compile(r"\.?job_[\w-]{24}\.json", re.ASCII)
 # Room that there must be at start.
 PROBE_BYTES = 65536
 
@@ -50,17 +52,55 @@ class FolderStore:
         with self._told():
             return await asyncio.to_thread(self._read, self._folder / name)
 
+    async def write(self, job: str, record: Record, *, new: bool = False) -> bool:
+        """See ``FileStore``."""
+        with self._told():
+            return await asyncio.to_thread(self._note, f"{job}.json", json.dumps(record), new)
+
+    async def read(self, job: str) -> Record | None:
+        """See ``FileStore``."""
+        name = f"{job}.json"
+        if name.startswith(".") or not JOB.fullmatch(name):
+            return None
+        with self._told():
+            return await asyncio.to_thread(self._noted, self._folder / name)
+
+    async def remove(self, job: str) -> None:
+        """See ``FileStore``."""
+        with self._told():
+            await asyncio.to_thread((self._folder / f"{job}.json").unlink, missing_ok=True)
+
     def _write(self, content: bytes, name: str) -> str:
         self._make_room(len(content))
-        unfinished = self._folder / f".{name}"
-        try:
-            unfinished.write_bytes(content)
+        with self._unfinished(name, content) as unfinished:
             unfinished.rename(self._folder / name)
-        except OSError:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise
         return name
+
+    def _note(self, name: str, text: str, new: bool) -> bool:
+        with self._unfinished(name, text.encode()) as unfinished:
+            there = new or (self._folder / name).exists()
+            if there:
+                unfinished.rename(self._folder / name)
+            return there
+
+    @contextmanager
+    def _unfinished(self, name: str, content: bytes) -> Iterator[Path]:
+        """A written file, to be renamed; else it is removed."""
+        path = self._folder / f".{name}"
+        try:
+            path.write_bytes(content)
+            yield path
+        finally:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _noted(self, path: Path) -> Record | None:
+        with suppress(FileNotFoundError):
+            if self._left(path.stat().st_mtime) > 0:
+                record: Record = json.loads(path.read_text(encoding="utf-8"))
+                return record
+            path.unlink()
+        return None
 
     def _make_room(self, needed: int) -> None:
         """Remove what expired, then the oldest until there is room for so many bytes."""
@@ -71,6 +111,8 @@ class FolderStore:
                 if NAME.fullmatch(path.name):
                     facts = path.stat()
                     found.append((facts.st_mtime, facts.st_size, path))
+                elif JOB.fullmatch(path.name) and self._left(path.stat().st_mtime) <= 0:
+                    path.unlink()
         self.size = sum(size for _, size, _ in found) + needed
         for written, size, path in sorted(found):
             if self.size <= self._limit and self._left(written) > 0:

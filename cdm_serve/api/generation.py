@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing, suppress
 
-from cdm_serve.api.admission import Ticket
-from cdm_serve.api.encode import encode_image
+from cdm_serve.api.admission import Ticket, longest_end
+from cdm_serve.api.encode import encode_image, provenance_of
+from cdm_serve.api.hook import Hook, seen
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.plan import Event, Made, Plan, Preview, Waiting
+from cdm_serve.api.signing import Signatory
 from cdm_serve.backend import Backend, BackendError, BackendLost
 from cdm_serve.engine.job import Job, Picture, Pixels
 from cdm_serve.tracing import picture_spans
@@ -20,14 +22,18 @@ RETRIES = 2
 # A death may be seen here before it is seen by those who replace the dead.
 PAUSE_SECONDS = 0.3
 POLL_SECONDS = 0.05
+# A png of so few pixels is written sooner than a thread is woken for it.
+SMALL = 64 * 64
 # Proxies cut a stream that is silent for long.
 WAITING_SECONDS = 2.0
-# The last step may end, and the picture be decoded, after the deadline before which it began.
+# The last step may end, and the picture be decoded, after the deadline before which it began: so
+# many times what both take, and so many seconds.
+GRACE = 2.0
 GRACE_SECONDS = 1.0
 
 
 class ImageGenerator:
-    """Pictures are encoded in ``executor``, off the event loop."""
+    """Pictures are encoded in ``executor``, off the event loop, but for small ones."""
 
     def __init__(
         self,
@@ -37,12 +43,18 @@ class ImageGenerator:
         retry_seconds: float,
         *,
         embed_prompt: bool,
+        provenance: bool = False,
+        signatory: Signatory | None = None,
+        hook: Hook | None = None,
     ) -> None:
         self._backend = backend
         self._executor = executor
         self._metrics = metrics
         self._retry_seconds = retry_seconds
         self._embed_prompt = embed_prompt
+        self._provenance = provenance
+        self._signatory = signatory
+        self._hook = hook
 
     async def generate(self, plan: Plan, ticket: Ticket) -> AsyncGenerator[Event, None]:
         """Everything that comes of a plan, as it comes; leaving early stops what remains.
@@ -81,7 +93,10 @@ class ImageGenerator:
         """One picture, from a further attempt if one was lost."""
         shown: set[int] = set()
         # The engine keeps deadlines itself; this is for one that does not answer at all.
-        seconds = None if plan.deadline is None else plan.deadline - time.time() + GRACE_SECONDS
+        seconds = None
+        if plan.deadline is not None:
+            end = GRACE * longest_end(plan.model.costs, plan.size)
+            seconds = plan.deadline - time.time() + end + GRACE_SECONDS
         try:
             async with asyncio.timeout(seconds):
                 for _ in range(RETRIES):
@@ -113,6 +128,7 @@ class ImageGenerator:
             partials=plan.partials,
             deadline=plan.deadline,
             start=plan.start,
+            decoder=plan.decoder,
             tensors=plan.tensors,
         )
         async with aclosing(self._backend.stream(plan.model.id, job)) as answers:
@@ -122,7 +138,7 @@ class ImageGenerator:
                     return await self._finish(plan, number, answer)
                 if answer.index not in shown:
                     shown.add(answer.index)
-                    file = await self._encode(plan, seed, answer.image)
+                    file = await self._encode(plan, seed, answer.image, preview=True)
                     emit(Preview(file, number, seed, answer.index, answer.step))
         raise BackendLost("the model ended its answer before the picture")
 
@@ -154,6 +170,7 @@ class ImageGenerator:
             "size": plan.size,
             "model": plan.model.id,
             "fingerprint": plan.model.fingerprint,
+            "decoder": plan.decoder,
             "policy": plan.model.batches["policy"],
             "batches": report["batches"],
             "milliseconds": report["milliseconds"] | {"encode": encode},
@@ -164,10 +181,13 @@ class ImageGenerator:
         picture_spans(report["arrived"], receipt)
         return Made(file, number, receipt, report["tokens"])
 
-    async def _encode(self, plan: Plan, seed: int, pixels: Pixels) -> bytes:
+    async def _encode(
+        self, plan: Plan, seed: int, pixels: Pixels, *, preview: bool = False
+    ) -> bytes:
         """The file says all that makes the picture again, the prompt only where that is wanted.
 
-        Nothing in it depends on the moment, so that equal requests give equal bytes.
+        Nothing in it but a signature depends on the moment, so that equal requests give equal
+        bytes.
         """
         facts = {
             "seed": str(seed),
@@ -175,11 +195,27 @@ class ImageGenerator:
             "model": plan.model.id,
             "fingerprint": plan.model.fingerprint,
         }
+        if plan.decoder != "full":
+            facts["decoder"] = plan.decoder
         if plan.edit:
             facts["strength"] = str(plan.strength)
         # A JPEG has room for 64 KiB of text.
         if self._embed_prompt and len(json.dumps(plan.prompt)) < 60_000:
             facts["prompt"] = plan.prompt
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, encode_image, pixels, plan.output_format, plan.compression, facts
-        )
+        xmp = provenance_of(plan.model.id, edit=plan.edit) if self._provenance else ""
+        told = {"prompt": plan.prompt, "model": plan.model.id, "seed": seed, "steps": plan.steps}
+
+        def make() -> bytes:
+            shown = pixels
+            if self._hook is not None:
+                shown = seen(self._hook, pixels, told | {"preview": preview})
+            file = encode_image(shown, plan.output_format, plan.compression, facts, xmp)
+            if self._signatory is None or preview:
+                return file
+            return self._signatory.sign(file, plan.output_format, plan.model.id, edit=plan.edit)
+
+        height, width, _ = pixels.shape
+        plain = plan.output_format == "png" and self._hook is None and self._signatory is None
+        if plain and height * width <= SMALL:
+            return make()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, make)

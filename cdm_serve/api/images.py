@@ -1,6 +1,7 @@
 """``POST /v1/images/generations``."""
 
 import asyncio
+import base64
 import json
 from collections.abc import Awaitable
 from contextlib import aclosing
@@ -11,13 +12,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from cdm_serve.api.admission import Admission, PictureCost, Ticket
-from cdm_serve.api.answer import EventStream, image_answer, raw_answer
-from cdm_serve.api.auth import RateLimits
-from cdm_serve.api.errors import documented
+from cdm_serve.api.answer import EventStream, image_answer, place, raw_answer
+from cdm_serve.api.errors import ApiError, documented
 from cdm_serve.api.files import ROUTE as FILES
 from cdm_serve.api.files import FileStore, public_address
 from cdm_serve.api.generation import ImageGenerator
 from cdm_serve.api.jobs import Jobs, JobState, prefers_job
+from cdm_serve.api.limits import RateLimits
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.moderation import Moderation
 from cdm_serve.api.plan import Made, Plan
@@ -28,6 +29,7 @@ from cdm_serve.backend import Backend, BackendLost
 from cdm_serve.settings import Settings
 
 ROUTE = "/v1/images/generations"
+SDCPP = "/sdapi/v1/txt2img"
 BODY = {
     "requestBody": {
         "required": True,
@@ -56,7 +58,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Images:
-    """What the route needs, and what it does with it."""
+    """What the routes need, and what they do with it."""
 
     settings: Settings
     backend: Backend
@@ -69,20 +71,49 @@ class Images:
     moderation: Moderation
 
     def router(self) -> APIRouter:
-        """The route."""
+        """The routes."""
         router = APIRouter()
 
         @router.post(ROUTE, responses=ANSWERS, response_class=JSONResponse, openapi_extra=BODY)
         async def generate(request: Request) -> Response:
             """Make pictures of a prompt; OpenAI's request and answer, or the picture itself."""
-            notes = Notes(self.settings.strict)
-            body = read_request(await json_fields(request), ImageRequest, notes)
-            return await self.serve(self.plan(body, notes, request), request)
+            accept = request.headers.get("accept", "*/*")
+            return await self.serve(await self._of_a_prompt(request, accept), request)
+
+        @router.options(ROUTE, status_code=204)
+        async def methods() -> Response:
+            """Say that it is here: so SillyTavern finds a server of stable-diffusion.cpp."""
+            return Response(status_code=204, headers={"allow": "OPTIONS, POST"})
+
+        @router.post(SDCPP, include_in_schema=False)
+        async def sdcpp(request: Request) -> Response:
+            """Make a picture for who knows stable-diffusion.cpp's server, as SillyTavern does."""
+            made = await self.serve(await self._of_a_prompt(request, "image/png"), request)
+            told = {name: text for name, text in made.headers.items() if name.startswith("x-")}
+            answer = {
+                "images": [base64.b64encode(made.body).decode()],
+                "parameters": {},
+                "info": "",
+            }
+            return JSONResponse(answer, made.status_code, told)
 
         return router
 
-    def plan(self, body: ImageRequest, notes: Notes, request: Request) -> Plan:
-        """What is to be made of a request.
+    async def _of_a_prompt(self, request: Request, accept: str) -> Plan:
+        notes = Notes(self.settings.strict)
+        body = read_request(await json_fields(request), ImageRequest, notes)
+        plan = self.plan(body, notes, request, accept)
+        if plan.model.needs_picture:
+            raise ApiError(
+                f"model: {plan.model.id} makes nothing of a prompt alone, it edits a picture: "
+                "send one to /v1/images/edits",
+                param="model",
+                code="invalid_value",
+            )
+        return plan
+
+    def plan(self, body: ImageRequest, notes: Notes, request: Request, accept: str) -> Plan:
+        """What is to be made of a request; ``accept`` is what is to be answered.
 
         Raises:
             ApiError: something in it is wrong.
@@ -92,7 +123,6 @@ class Images:
             raise BackendLost("the model is being loaded")
         later = prefers_job(request)
         allowed = seconds_allowed(request.headers, stream=bool(body.stream), later=later)
-        accept = request.headers.get("accept", "*/*")
         models = self.backend.models
         return make_plan(body, notes, accept, models, self.settings, allowed, later=later)
 
@@ -104,7 +134,7 @@ class Images:
             BackendError, BackendLost: the model failed.
         """
         await self.moderation.check(plan.prompt)
-        ticket = self._admit(plan, request)
+        ticket = await self._admit(plan, request)
         try:
             response = await self._answer(plan, ticket, request)
             if plan.warnings:
@@ -118,15 +148,16 @@ class Images:
             ticket.close()
             raise
 
-    def _admit(self, plan: Plan, request: Request) -> Ticket:
+    async def _admit(self, plan: Plan, request: Request) -> Ticket:
         later = prefers_job(request)
         allowed = seconds_allowed(request.headers, stream=plan.stream, later=later)
         steps, costs = plan.steps - plan.start, plan.model.costs
-        cost = PictureCost.of(costs, plan.size, steps, plan.partials, incoming=plan.edit)
+        asked = (plan.size, steps, plan.partials, plan.decoder)
+        cost = PictureCost.of(costs, *asked, incoming=plan.edit)
         with self.metrics.counting_shed():
             ticket = self.admission.admit(cost, len(plan.seeds), allowed)
             try:
-                self.limits.spend(request.state.owner, len(plan.seeds))
+                await self.limits.spend(request.state.owner, len(plan.seeds))
             except BaseException:
                 ticket.close()
                 raise
@@ -149,12 +180,15 @@ class Images:
         pictures.sort(key=lambda made: made.number)
         if plan.raw:
             return raw_answer(plan, pictures[0])
-        names = [
-            await self.store.put(made.file, plan.output_format) for made in pictures if plan.link
-        ]
-        base = self.settings.public_url
-        urls = [public_address(request, base, f"{FILES}/{name}") for name in names]
-        return JSONResponse(image_answer(plan, pictures, urls))
+        places = [place(made.file, await self._link(plan, made, request)) for made in pictures]
+        return JSONResponse(image_answer(plan, pictures, places))
+
+    async def _link(self, plan: Plan, made: Made, request: Request) -> str | None:
+        """The address of a picture where one is wanted."""
+        if not plan.link:
+            return None
+        name = await self.store.put(made.file, plan.output_format)
+        return public_address(request, self.settings.public_url, f"{FILES}/{name}")
 
 
 class ClientLeft(Exception):

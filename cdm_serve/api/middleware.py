@@ -10,10 +10,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cdm_serve.api.auth import Keys, RateLimits
+from cdm_serve.api.auth import Keys
 from cdm_serve.api.edits import ROUTES as UPLOADS
 from cdm_serve.api.errors import ApiError
 from cdm_serve.api.files import ROUTE as FILES
+from cdm_serve.api.limits import RateLimits
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.proxies import before_proxies, is_known, known_hosts
 from cdm_serve.log import REQUEST_ID
@@ -26,7 +27,7 @@ BODY_SECONDS = 30.0
 GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 ROUTES = (
     *("/v1/images/generations", *UPLOADS, "/v1/images/files/", "/v1/images/jobs/"),
-    "/v1/models",
+    *("/v1/models", "/sdapi/v1/txt2img"),
 )
 CLIENT_LEFT = 499  # nginx's number for a client that did not wait
 
@@ -67,7 +68,7 @@ class RequestMiddleware:
                 answer = MutableHeaders(scope=message)
                 answer["x-request-id"] = request_id
                 if owner is not None and path.startswith("/v1/"):
-                    answer.update(self._limits.headers(owner))
+                    answer.update(await self._limits.headers(owner))
             elif method == "HEAD":
                 message = {**message, "body": b""}
             await send(message)
@@ -158,4 +159,4 @@ class RequestMiddleware:
 
 def _needs_key(path: str) -> bool:
     """The API, but not links to pictures: their names are secrets themselves."""
-    return path.startswith("/v1/") and not path.startswith(FILES)
+    return path.startswith(("/v1/", "/sdapi/")) and not path.startswith(FILES)

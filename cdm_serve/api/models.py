@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from cdm_serve.api.errors import ApiError, documented
+from cdm_serve.api.schema import Decoder
 from cdm_serve.backend import Backend, BackendLost
 from cdm_serve.engine.card import ModelCard
 from cdm_serve.settings import Settings
@@ -37,7 +38,10 @@ class ModelEntry(BaseModel):
     max_pixels: int = Field(description="of other sizes; 0: no other sizes")
     default_steps: int
     max_steps: int
+    decoders: list[Decoder] = Field(description="tiny also makes all previews")
+    default_decoder: Decoder = Field(description="where a request names none")
     edits: bool = Field(description="whether it takes pictures, at /v1/images/edits")
+    needs_picture: bool = Field(description="whether it makes none of a prompt alone")
     verified: str = Field(description="how far the export was compared: full, quick or none")
     batches: BatchesEntry
 
@@ -75,13 +79,19 @@ def find_model(
     return models[model]
 
 
+def usual_decoder(model: ModelCard, settings: Settings) -> Decoder:
+    """What makes the pixels where a request does not say it."""
+    return settings.decoder if settings.decoder in model.decoders else "full"
+
+
 def models_router(backend: Backend, created: int, settings: Settings) -> APIRouter:
     """The two routes; ``created`` is the time at which the server started."""
     router = APIRouter()
 
     def entry(card: ModelCard) -> ModelEntry:
         most = settings.max_pixels or 0 if card.multiple else 0
-        return ModelEntry(created=created, max_pixels=most, **asdict(card))
+        usual = usual_decoder(card, settings)
+        return ModelEntry(created=created, max_pixels=most, default_decoder=usual, **asdict(card))
 
     @router.get("/v1/models", responses=documented(401))
     async def models() -> ModelList:

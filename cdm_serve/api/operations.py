@@ -52,10 +52,11 @@ GAUGES = {
 }
 HISTOGRAMS = {
     "queue_seconds": "From arrival to the first stage",
-    "text_seconds": "One execution of the text encoder",
+    "text_seconds": "One execution of the text encoder; with variants, a model's share",
     "picture_seconds": "One execution of the VAE encoder",
-    "step_seconds": "One execution of the transformer",
-    "decode_seconds": "One execution of the VAE decoder",
+    "step_seconds": "One execution of the transformer; with variants, a model's share",
+    "decode_seconds": "One execution of the VAE decoder; with variants, a model's share",
+    "tiny_decode_seconds": "One execution of the tiny decoder; with variants, a model's share",
     "batch_size": "Pictures that shared one transformer execution",
 }
 

@@ -16,7 +16,8 @@ class Plan:
     """``seeds`` has one entry a picture.
 
     ``raw``: answer with the picture itself, not JSON; ``link``: with its address; ``stream``: with
-    events, among them up to ``partials`` previews a picture. ``deadline`` is in unix seconds.
+    events, among them up to ``partials`` previews a picture. ``decoder`` makes the last pixels, one
+    of the model's. ``deadline`` is in unix seconds.
     An edit makes all but the first ``start`` of its steps, as its ``strength`` asks, from what is
     in ``tensors`` for the engine. ``warnings`` tell the client what was asked for and is not done,
     or done otherwise.
@@ -27,6 +28,7 @@ class Plan:
     seeds: tuple[int, ...]
     steps: int
     size: str
+    decoder: str
     output_format: OutputFormat
     compression: int
     raw: bool

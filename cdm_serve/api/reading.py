@@ -26,6 +26,7 @@ ALIASES = {
     "num_images": "n",
     "num_images_per_prompt": "n",
     "num_outputs": "n",
+    "batch_size": "n",
     "image_size": "size",
     "aspect_ratio": "size",
     "aspectRatio": "size",
@@ -50,7 +51,7 @@ WORDS = {
     "base64": "b64_json",
     "b64": "b64_json",
 }
-NAMED = ("quality", "response_format", "output_format", "background")
+NAMED = ("decoder", "quality", "response_format", "output_format", "background")
 SIZE = re.compile(r"\s*(\d+)(?:\.0*)?\s*(?:[xX*:\u00d7]\s*(\d+)(?:\.0*)?\s*)?")
 
 R = TypeVar("R", bound=BaseModel)

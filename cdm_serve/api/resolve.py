@@ -8,7 +8,7 @@ import time
 from starlette.datastructures import Headers
 
 from cdm_serve.api.errors import ApiError
-from cdm_serve.api.models import find_model
+from cdm_serve.api.models import find_model, usual_decoder
 from cdm_serve.api.plan import Plan
 from cdm_serve.api.reading import Notes, some
 from cdm_serve.api.schema import QUALITY_STEPS, ImageRequest, OutputFormat
@@ -109,6 +109,7 @@ def make_plan(
         seeds=tuple(range(first, first + count)),
         steps=_steps(request, model, notes),
         size=_size(request.size, model, notes, settings),
+        decoder=_decoder(request, model, notes, settings),
         output_format=output_format,
         compression=_compression(request, output_format, notes),
         raw=raw,
@@ -192,6 +193,19 @@ def possible(size: str, model: ModelCard, most: int) -> bool:
         return False
     width, height = map(int, size.split("x"))
     return width * height <= most
+
+
+def _decoder(request: ImageRequest, model: ModelCard, notes: Notes, settings: Settings) -> str:
+    """The request's, or the usual one of the model."""
+    if request.decoder in (None, *model.decoders):
+        return request.decoder or usual_decoder(model, settings)
+    fault = ApiError(
+        f"decoder: {model.id} has no {request.decoder} one: export it with cdm-export --decoder",
+        param="decoder",
+        code="invalid_value",
+    )
+    notes.tolerate(fault, "the full one is used")
+    return "full"
 
 
 def _difference(size: str, other: str) -> tuple[float, float]:

@@ -17,6 +17,8 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 
 # The largest integer that every JSON reader keeps exactly.
 MAX_SEED = 2**53 - 1
+Decoder = Literal["full", "tiny"]
+
 QUALITY_STEPS = {
     "low": 1,
     "medium": 2,
@@ -59,7 +61,7 @@ def _fixed(name: str) -> Any:
 
 
 class ImageRequest(BaseModel):
-    """OpenAI's fields, and ``seed`` and ``num_inference_steps`` beside them."""
+    """OpenAI's fields, and ``seed``, ``num_inference_steps`` and ``decoder`` beside them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -76,6 +78,7 @@ class ImageRequest(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     # At most as many as the model has, which is where it is looked at.
     num_inference_steps: Annotated[int, Field(ge=1), _documented(maximum=16)] | None = None
+    decoder: Decoder | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
     background: Annotated[str | None, _fixed("background")] = None
@@ -95,6 +98,7 @@ class Receipt(BaseModel):
     size: str
     model: str
     fingerprint: str = Field(description="of the exported model, a SHA-256")
+    decoder: Decoder = Field(description="that made its pixels")
     strength: float | None = Field(None, description="of an edit, of which the last steps are made")
     batches: list[int] = Field(description="how many pictures shared each step")
     milliseconds: dict[str, float] = Field(description="by stage; text, steps, decode and others")

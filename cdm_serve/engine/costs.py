@@ -1,6 +1,7 @@
 """What an execution takes: measured at start, corrected by what executions take under load."""
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -10,8 +11,10 @@ from typing import Any
 WORTH = 0.95
 # Nobody sees the difference between executions that are shorter than this.
 INSTANT = 0.01
-# How much of an estimate each further execution replaces.
-LEARNING = 0.05
+# How much of an estimate each further execution replaces, after the first few, which weigh alike.
+LEARNING = 0.001
+# One execution counts as so many times as long as it should have taken, at most.
+OUTLIER = 3.0
 
 Seconds = dict[int, float]
 
@@ -55,12 +58,12 @@ class Curve:
 
 
 class Costs:
-    """Curves of the text encoder, and by picture size of a step, of a decoding and of an encoding.
+    """Curves of the text encoder, and by picture size of a step, of decodings and of an encoding.
 
     For use by many threads. A size that was not measured gets the curve of the nearest one that
     was, in proportion to their pixels. What executions really take, beside whatever else the
     machine does, moves a factor for each stage and size; batches are chosen by the curves alone,
-    and what one picture takes that has the machine for itself stays as it was measured.
+    and what a picture takes ``alone``, with the machine for itself, stays as it was measured.
     """
 
     def __init__(
@@ -69,16 +72,19 @@ class Costs:
         step: dict[str, Curve],
         decode: dict[str, Curve],
         picture: Mapping[str, Curve] = MappingProxyType({}),
+        tiny: Mapping[str, Curve] = MappingProxyType({}),
     ) -> None:
-        """``picture`` is empty where none can come in."""
+        """``picture`` is empty where none can come in, ``tiny`` without such a decoder."""
         self._curves = {
             "text": {"": text},
             "step": dict(step),
             "decode": dict(decode),
             "picture": dict(picture),
+            "tiny_decode": dict(tiny),
         }
         self._measured = tuple(step)
         self._factors: dict[tuple[str, str], float] = {}
+        self._seen: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
 
     def curve(self, stage: str, size: str) -> Curve:
@@ -95,15 +101,27 @@ class Costs:
         expected = (curve.narrow if narrow else curve.wide).get(batch)
         if expected:
             with self._lock:
-                factor = self._factors.get((stage, size), 1.0)
-                factor += LEARNING * (seconds / expected - factor)
-                self._factors[stage, size] = factor
+                self._seen[stage, size] += 1
+                factor = self._factor(stage, size)
+                ratio = min(seconds / expected, OUTLIER * factor)
+                weight = max(LEARNING, 1 / (1 + self._seen[stage, size]))
+                self._factors[stage, size] = factor + weight * (ratio - factor)
 
-    def together(self, stage: str, size: str) -> Seconds:
-        """``Curve.together``, corrected."""
-        measured = self.curve(stage, size)
-        corrected = measured.scaled(self._factors.get((stage, size), 1.0)).together
-        return corrected | ({1: measured.wide[1]} if size in self._measured else {})
+    def expected(self, stage: str, size: str, batch: int) -> float:
+        """Seconds of an execution, at most: no batch takes longer than its samples one by one."""
+        curve = self.curve(stage, size)
+        return batch * self._factor(stage, size) * max(curve.wide[1], curve.narrow.get(1, 0.0))
+
+    def _factor(self, stage: str, size: str) -> float:
+        return self._factors.get((stage, size), 1.0)
+
+    def _told(self, stage: str, size: str) -> dict[str, float]:
+        """``Curve.together``, corrected, and what one takes ``alone``; a guess is corrected too."""
+        curve, factor = self.curve(stage, size), self._factor(stage, size)
+        guessed = stage != "text" and size not in self._measured
+        alone = curve.wide[1] * (factor if guessed else 1.0)
+        seconds = curve.scaled(factor).together
+        return {"alone": alone} | {str(batch): spent for batch, spent in seconds.items()}
 
     def alone(self, size: str, steps: int) -> float:
         """Seconds of a job's steps when nobody else is there."""
@@ -113,15 +131,12 @@ class Costs:
         """The ``costs`` of a description."""
         sizes: dict[str, dict[str, Any]] = {}
         for size in list(self._curves["step"]):
-            step, decode = self.together("step", size), self.together("decode", size)
-            sizes[size] = {
-                "step": {str(batch): spent for batch, spent in step.items()},
-                "decode": {str(batch): spent for batch, spent in decode.items()},
-                "batch": best_batch(step, max(step)),
-            }
-            if self._curves["picture"]:
-                sizes[size]["picture"] = {"1": self.together("picture", size)[1]}
-        return {"text": self.curve("text", "").wide[1], **sizes}
+            step = self.curve("step", size).together
+            sizes[size] = {"batch": best_batch(step, max(step))}
+            for stage in ("step", "decode", "tiny_decode", "picture"):
+                if self._curves[stage]:
+                    sizes[size][stage] = self._told(stage, size)
+        return {"text": self._told("text", ""), **sizes}
 
 
 def _pixels(size: str) -> int:

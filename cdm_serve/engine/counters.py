@@ -23,6 +23,7 @@ HISTOGRAMS = {
     "picture_seconds": SECONDS,
     "step_seconds": SECONDS,
     "decode_seconds": SECONDS,
+    "tiny_decode_seconds": SECONDS,
     "batch_size": BATCHES,
 }
 

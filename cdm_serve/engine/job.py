@@ -15,9 +15,10 @@ class Job:
 
     ``size`` is ``WIDTHxHEIGHT``; ``partials`` is how many previews are wanted on the way, of which
     there are at most one less than steps to make; no step is begun after ``deadline`` (unix
-    seconds); ``tensors`` are arrays by name, of any shape and number type. What is added here
-    travels to the engine without further ado; an engine that does not know it refuses it, unless it
-    is the default.
+    seconds); ``decoder`` makes the pixels, ``full`` or ``tiny``, but previews are the tiny one's
+    wherever there is one; ``tensors`` are arrays by name, of any shape and number type. What is
+    added here travels to the engine without further ado; an engine that does not know it refuses
+    it, unless it is the default.
 
     An edit has the tensor ``picture``, (H, W, 3) uint8 of ``size``, and begins after the first
     ``start`` of its steps, from the picture with so much noise. With ``mask``, (H, W) bool, only
@@ -31,6 +32,7 @@ class Job:
     partials: int = 0
     deadline: float | None = None
     start: int = 0
+    decoder: str = "full"
     tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,16 @@ from cdm_serve.errors import StartError
 FORMAT = 1
 HASHERS = 4
 COMPONENTS = ("text_encoder", "transformer", "vae_decoder")
-# Only for pictures that come in.
-OPTIONAL = ("vae_encoder",)
+# For pictures that come in; for previews, and for pictures where speed is worth more than detail.
+OPTIONAL = ("vae_encoder", "tiny_decoder")
+# The components that make pixels, by the names that requests have for them.
+DECODERS = {"full": "vae_decoder", "tiny": "tiny_decoder"}
+# What a transformer is conditioned on besides texts, where it edits: latents without noise.
+PICTURE = "picture"
 
 FileEntry = dict[str, Any]
+View = tuple[int, int, str]
+"""Width, height and Pillow's filter of a resize."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,10 @@ class Manifest:
 
     ``conditions`` are the text encoder's outputs, which the transformer takes by the same names;
     ``engines`` is what ``export.tensorrt`` says of those it built. Besides ``sizes`` those can be
-    made whose sides ``multiple`` divides, up to ``longest_side``; none where it is 0.
+    made whose sides ``multiple`` divides, up to ``longest_side``; none where it is 0. Components of
+    one of the ``identities`` are the same, that of text with its tokenizers. Where there are
+    ``views``, by size, the text encoder takes a picture too, resized so, and the transformer its
+    latents.
     """
 
     name: str
@@ -54,6 +63,7 @@ class Manifest:
     sigmas: dict[str, dict[int, tuple[float, ...]]]
     tokenizers: tuple[TokenizerFile, ...]
     components: dict[str, Path]
+    identities: dict[str, str]
     conditions: tuple[str, ...]
     runtimes: tuple[str, ...]
     precision: str
@@ -62,6 +72,12 @@ class Manifest:
     verified: str = "full"
     multiple: int = 0
     longest_side: int | None = None
+    views: dict[str, tuple[View, ...]] = field(default_factory=dict)
+
+    @property
+    def needs_picture(self) -> bool:
+        """Whether it makes nothing of a prompt alone."""
+        return bool(self.views)
 
     @property
     def max_steps(self) -> int:
@@ -72,6 +88,11 @@ class Manifest:
     def edits(self) -> bool:
         """Whether pictures can come in."""
         return "vae_encoder" in self.components
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """Those of ``DECODERS`` that it has."""
+        return tuple(name for name, each in DECODERS.items() if each in self.components)
 
     def grids(self, size: str) -> dict[int, tuple[float, ...]] | None:
         """Sigmas by number of steps; None for a size that cannot be made."""
@@ -95,9 +116,11 @@ class Manifest:
             max_steps=self.max_steps,
             downscale=self.downscale,
             edits=self.edits,
+            decoders=self.decoders,
             verified=self.verified,
             multiple=self.multiple,
             longest_side=self.longest_side,
+            needs_picture=self.needs_picture,
         )
 
 
@@ -122,7 +145,8 @@ def read_manifest(folder: Path, *, full: bool = False) -> Manifest:
                 f"export again with {_rebuild(folder)}"
             )
         manifest = parse_manifest(data, folder)
-        if missing := set(COMPONENTS) - manifest.components.keys():
+        needed = {*COMPONENTS, *(["vae_encoder"] if manifest.needs_picture else [])}
+        if missing := needed - manifest.components.keys():
             raise ValueError(f"no component {' and no '.join(sorted(missing))}")
         entries = _entries(data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -163,6 +187,7 @@ def parse_manifest(data: dict[str, Any], folder: Path) -> Manifest:
         },
         tokenizers=tuple(_tokenizer(entry, folder) for entry in data["tokenizers"]),
         components={name: folder / entry["file"] for name, entry in components.items()},
+        identities={name: _identity(data, name) for name in components},
         conditions=tuple(components.get("text_encoder", {"outputs": {}})["outputs"]),
         runtimes=tuple(data["runtimes"]),
         precision=str(data["precision"]),
@@ -171,6 +196,10 @@ def parse_manifest(data: dict[str, Any], folder: Path) -> Manifest:
         verified=str(data.get("verification", {}).get("level", "full")),
         multiple=int(others.get("multiple", 0)),
         longest_side=others.get("longest_side"),
+        views={
+            size: tuple((int(width), int(height), str(filter)) for width, height, filter in steps)
+            for size, steps in data.get("views", {}).items()
+        },
     )
     if manifest.default_size not in manifest.sizes:
         raise ValueError(f"default_size {manifest.default_size} is not among the sizes")
@@ -190,6 +219,16 @@ def _tokenizer(entry: dict[str, Any], folder: Path) -> TokenizerFile:
     path, length, pad_id = folder / entry["file"], int(entry["length"]), int(entry["pad_id"])
     before, behind = entry.get("template") or ("", "")
     return TokenizerFile(path, length, pad_id, quotation is not None, (before, behind))
+
+
+def _identity(data: dict[str, Any], component: str) -> str:
+    """Equal for what computes the same: by the contents of all files that it is loaded from."""
+    entry = data["components"][component]
+    engines = data.get("tensorrt", {}).get("components", {})
+    parts = [entry["sha256"], entry.get("data", {}).get("sha256"), engines.get(component)]
+    if component == "text_encoder":
+        parts += data["tokenizers"]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _entries(data: dict[str, Any]) -> list[FileEntry]:

@@ -1,16 +1,17 @@
 """The graphs of a model and the arithmetic between them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cdm_serve.engine.job import Pixels
-from cdm_serve.engine.manifest import Manifest
+from cdm_serve.engine.manifest import DECODERS, Manifest
 from cdm_serve.engine.noise import randn_rows
 from cdm_serve.engine.runtimes.runtime import Array, Graph, Runtime
 from cdm_serve.engine.tokenizers import PromptTokenizer
@@ -35,21 +36,31 @@ class Condition:
 
 
 class Pipeline:
-    """Text encoder, transformer and decoder of one exported model, or those the manifest has.
+    """Text encoder, transformer and decoders of one exported model, or those the manifest has.
 
     Each of ``encode``, ``encode_picture``, ``velocity`` and ``decode`` is for one thread at a time;
     they may run at once. Arrays are the runtime's. ``overlaps`` says whether they gain from it,
     ``batches`` is the policy that suits the runtime, and ``lanes`` are the same pipeline on parts
-    of the machine, where it can be divided.
+    of the machine, where it can be divided. Graphs that ``loaded`` has by their identity are not
+    loaded again.
     """
 
     lanes: Sequence["Pipeline"] = ()
 
-    def __init__(self, manifest: Manifest, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        runtime: Runtime,
+        loaded: MutableMapping[str, Graph] | None = None,
+    ) -> None:
         self.manifest = manifest
         self._runtime = runtime
         self._tokenize = PromptTokenizer(manifest.tokenizers)
-        self._graphs = {name: runtime.load(path) for name, path in manifest.components.items()}
+        loaded = {} if loaded is None else loaded
+        for name, path in manifest.components.items():
+            if manifest.identities[name] not in loaded:
+                loaded[manifest.identities[name]] = runtime.load(path)
+        self._graphs = {name: loaded[manifest.identities[name]] for name in manifest.components}
         self.overlaps = runtime.overlaps
         self.batches = runtime.batches
         lanes = zip(*(graph.lanes for graph in self._graphs.values()), strict=False)
@@ -60,18 +71,27 @@ class Pipeline:
         lane._graphs = graphs
         return lane
 
-    def encode(self, prompts: list[str]) -> list[Condition]:
-        """One condition a prompt."""
+    def encode(self, prompts: list[str], pictures: Pixels | None = None) -> list[Condition]:
+        """One condition a prompt; with (B, H, W, 3) pixels where it takes them."""
         tokens = self._tokenize(prompts)
         named: dict[str, NDArray[Any]] = {}
         for k, (ids, mask) in enumerate(zip(tokens.ids, tokens.masks, strict=True)):
             named |= {f"input_ids_{k}": ids, f"attention_mask_{k}": mask}
+        if pictures is not None:
+            named["image"] = np.stack([self._view(each) for each in pictures])
         outputs = self._run("text_encoder", named)
         return [
             # Copies: rows would keep the whole batch in memory.
             Condition({name: outputs[name][row].copy() for name in self.manifest.conditions}, count)
             for row, count in enumerate(tokens.counts)
         ]
+
+    def _view(self, pixels: Pixels) -> Pixels:
+        """What the text encoder sees of a picture."""
+        image = Image.fromarray(pixels)
+        for width, height, name in self.manifest.views[f"{image.width}x{image.height}"]:
+            image = image.resize((width, height), Image.Resampling[name])
+        return np.asarray(image)
 
     def encode_picture(self, pixels: Pixels) -> Array:
         """(H, W, 3) pixels to (C, h, w) latents without noise."""
@@ -122,9 +142,9 @@ class Pipeline:
             latents = self.move(latents, np.full(rows, following - sigma), velocity)
         return latents
 
-    def decode(self, latents: Array) -> Pixels:
+    def decode(self, latents: Array, decoder: str = "full") -> Pixels:
         """(B, C, h, w) latents to (B, H, W, 3) pixels in the memory of the CPU."""
-        pixels: Pixels = self.to_host(self._run("vae_decoder", {"latents": latents})["image"])
+        pixels: Pixels = self.to_host(self._run(DECODERS[decoder], {"latents": latents})["image"])
         return pixels
 
     def finite(self, latents: Array) -> list[bool]:

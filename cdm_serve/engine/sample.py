@@ -36,14 +36,16 @@ class Known:
 class Sample:
     """``latents`` at ``sigmas[step]``, on their way to the end of ``sigmas``.
 
-    ``rank`` orders samples: the lower is next. ``answer`` is called from several threads, never
-    twice at once and never again after a picture or an error.
+    ``rank`` orders samples: the lower is next. ``owner`` is the scheduler that took the job in.
+    ``answer`` is called from several threads, never twice at once and never again after a picture
+    or an error.
     """
 
     job: Job
     answer: Answer
     sigmas: Floats
     rank: float
+    owner: Any
     step: int = field(init=False)
     over: bool = False
     cancelled: bool = False

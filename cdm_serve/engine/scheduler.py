@@ -4,28 +4,48 @@ Each sample carries its own position in its own schedule, so a picture of two st
 share a batch, a new one joins at the next step, and a finished one leaves at once.
 
 Who is next: the oldest, where whoever asks for less counts as having come earlier (by ``PATIENCE``
-times the duration of the difference). So short ones overtake long ones, but not for ever. What runs
+times the duration of the difference). So short ones overtake long ones, but none that came more
+than ``OVERTAKEN`` seconds before: admission has promised those when they will be done. What runs
 beside what is decided in ``policy``.
+
+Students that share graphs have a scheduler each, which knows its jobs, and threads in common: what
+waits for the same graph runs in one batch, whichever student it is for.
 """
 
 import hashlib
 import threading
 import time
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cdm_serve.engine.cache import Cache
-from cdm_serve.engine.costs import Costs
+from cdm_serve.engine.checks import sigmas_of
+from cdm_serve.engine.costs import Costs, Curve
 from cdm_serve.engine.counters import Counters
-from cdm_serve.engine.job import EngineError, Job, Partial, Picture
+from cdm_serve.engine.job import EngineError, Job, Partial, Picture, Pixels
+from cdm_serve.engine.manifest import DECODERS, Manifest
+from cdm_serve.engine.manifest import PICTURE as CONDITION
 from cdm_serve.engine.pipeline import Condition, Pipeline
-from cdm_serve.engine.policy import DECODE, PICTURE, STAGES, STEP, TEXT, Task, Work, choose
+from cdm_serve.engine.policy import DECODINGS, PICTURE, STAGES, STEP, TEXT, Task, Work, choose
 from cdm_serve.engine.sample import Answer, Frame, Known, Sample, partial_steps
 from cdm_serve.engine.workers import Following, Workers
 
 PATIENCE = 8.0
+OVERTAKEN = 1.0
+# An execution will not end that takes so many times as long as it should, and longer than this.
+STUCK = 10.0
+STUCK_SECONDS = 60.0
+# What each stage runs.
+COMPONENT = {
+    TEXT: "text_encoder",
+    PICTURE: "vae_encoder",
+    STEP: "transformer",
+} | {stage: DECODERS[decoder] for decoder, stage in DECODINGS.items()}
 NOT_FINITE = (
     "the model gave values that are no numbers (NaN) for this prompt: its weights are damaged, or "
     "its precision too small for them"
@@ -33,31 +53,51 @@ NOT_FINITE = (
 
 
 class Scheduler:
-    """Owns the pipeline and the threads that run it."""
+    """Owns the pipeline and, unless another has them already, the threads that run it."""
 
-    def __init__(self, pipeline: Pipeline, costs: Costs, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        costs: Costs,
+        cache_bytes: int = 0,
+        beside: "Scheduler | None" = None,
+    ) -> None:
+        """``beside``: another student's, whose threads and whose memory of prompts are used."""
         self.counters = Counters()
         self._pipeline = pipeline
         self._costs = costs
-        self._cache = Cache(cache_bytes)
+        self._cache: Cache = Cache(cache_bytes) if beside is None else beside._cache
         self._live: dict[str, Sample] = {}
         self._lock = threading.Lock()
         self._stages = {
             TEXT: self._prepare,
             PICTURE: self._encode,
             STEP: self._advance,
-            DECODE: self._deliver,
-        }
-        lanes = len(pipeline.lanes)
+        } | dict.fromkeys(DECODINGS.values(), self._deliver)
+        self._preview_decoder = "tiny" if "tiny" in pipeline.manifest.decoders else "full"
+        self._workers: Workers = self._start() if beside is None else beside._workers
+
+    def _start(self) -> Workers:
+        """Threads for this student and all others beside it."""
+        lanes, overlaps = len(self._pipeline.lanes), self._pipeline.overlaps
+
+        def curve(stage: str, sample: Sample) -> Curve:
+            costs: Costs = sample.owner._costs
+            return costs.curve(stage, "" if stage == TEXT else sample.job.size)
+
+        def graph(stage: str, sample: Sample) -> Hashable:
+            manifest: Manifest = sample.owner._pipeline.manifest
+            return manifest.identities[COMPONENT[stage]]
+
         # Without lanes a GPU's streams may overlap, each stage with the others.
-        self._workers = Workers(
-            lanes or (len(STAGES) if pipeline.overlaps else 1),
+        return Workers(
+            lanes or (len(STAGES) if overlaps else 1),
             lambda waiting, running: choose(
-                waiting, running, lanes, costs.curve, overlaps=pipeline.overlaps
+                waiting, running, lanes, curve, graph, overlaps=overlaps
             ),
-            lambda task: self._stages[task.stage](task),
+            lambda task: task.works[0].sample.owner._stages[task.stage](task),
             self._unwanted,
-            self._refuse,
+            lambda work: work.sample.owner._refuse(work),
         )
 
     def submit(self, key: str, job: Job, answer: Answer) -> None:
@@ -66,9 +106,10 @@ class Scheduler:
         Raises:
             EngineError: the job is not one for this model, or the key is in use.
         """
-        sigmas = np.array(self._check(job), dtype=np.float32)
-        rank = time.perf_counter() + PATIENCE * self._costs.alone(job.size, job.steps - job.start)
-        sample = Sample(job, partial(self._answer, key, answer), sigmas, rank)
+        sigmas = np.array(sigmas_of(job, self._pipeline.manifest), dtype=np.float32)
+        work = self._costs.alone(job.size, job.steps - job.start)
+        rank = time.perf_counter() + min(PATIENCE * work, OVERTAKEN)
+        sample = Sample(job, partial(self._answer, key, answer), sigmas, rank, self)
         with self._lock:
             if self._live.setdefault(key, sample) is not sample:
                 raise EngineError(f"key {key} is in use", "invalid")
@@ -80,10 +121,22 @@ class Scheduler:
         if sample is not None:
             sample.cancelled = True
 
-    @property
-    def alive(self) -> bool:
-        """Whether all threads are there."""
-        return self._workers.alive
+    def trouble(self) -> str | None:
+        """Why something will never be answered: a thread is gone, or an execution hangs.
+
+        One that takes a minute where it should take a minute is no trouble.
+        """
+        if not self._workers.alive:
+            return "the scheduler has ended"
+        now = time.perf_counter()
+        for task in self._workers.running():
+            seconds, count = now - task.begun, len(task.works)
+            costs = task.works[0].sample.owner._costs
+            expected = costs.expected(task.stage, task.size, count)
+            if seconds > max(STUCK * expected, STUCK_SECONDS):
+                what = f"an execution ({task.stage}, {count} at once)"
+                return f"{what} has taken {seconds:.0f} s, where {expected:.1f} s are usual"
+        return None
 
     def close(self) -> None:
         """Finish what was submitted, then end the threads."""
@@ -101,46 +154,14 @@ class Scheduler:
             "gauges": {"cache_entries": len(self._cache), "cache_bytes": self._cache.size},
         }
 
-    def _check(self, job: Job) -> tuple[float, ...]:
-        """Its sigmas, if it is one for this model."""
-        grids = self._pipeline.manifest.grids(job.size)
-        if grids is None:
-            sizes = ", ".join(self._pipeline.manifest.sizes)
-            raise EngineError(f"size {job.size} is not served, only {sizes}", "invalid")
-        if job.steps not in grids:
-            served = ", ".join(map(str, sorted(grids)))
-            raise EngineError(f"{job.steps} steps are not served, only {served}", "invalid")
-        self._check_tensors(job)
-        try:
-            job.prompt.encode()
-        except UnicodeEncodeError as error:
-            raise EngineError("the prompt is not valid Unicode", "invalid") from error
-        return grids[job.steps]
-
-    def _check_tensors(self, job: Job) -> None:
-        width, height = map(int, job.size.split("x"))
-        possible = {
-            "picture": (np.dtype(np.uint8), (height, width, 3)),
-            "mask": (np.dtype(bool), (height, width)),
-        }
-        for name, tensor in job.tensors.items():
-            if possible.get(name) != (tensor.dtype, tensor.shape):
-                found = f"{tensor.dtype} of {tensor.shape}"
-                raise EngineError(f"tensor {name} is {found}, unknown to this engine", "invalid")
-        if "picture" in job.tensors and not self._pipeline.manifest.edits:
-            raise EngineError("the model was exported without vae_encoder", "invalid")
-        if ("mask" in job.tensors or job.start) and "picture" not in job.tensors:
-            raise EngineError("mask and start are for a picture, and there is none", "invalid")
-        if not 0 <= job.start < job.steps:
-            raise EngineError(f"no start {job.start} among {job.steps} steps", "invalid")
-
     def _unwanted(self, stage: str, work: Work) -> bool:
         """Whether there is nothing to do for it any more.
 
         Decoding is not what a deadline ends, and a preview of what is cancelled is simply not made.
         """
         sample = work.sample
-        return sample.over or sample.cancelled or (stage != DECODE and sample.expired)
+        ends = stage not in DECODINGS.values() and sample.expired
+        return sample.over or sample.cancelled or ends
 
     def _refuse(self, work: Work) -> None:
         """Answer for what is unwanted, unless it is still to be found as a sample with steps."""
@@ -167,10 +188,11 @@ class Scheduler:
         """Prompts and noise; of a prompt that is known, and of noise, there is no waiting."""
         begin = time.perf_counter()
         batch = [work.sample for work in task.works]
-        conditions = self._conditions(task, [sample.job.prompt for sample in batch])
-        for size in {sample.job.size for sample in batch}:
-            same = [sample for sample in batch if sample.job.size == size]
-            noises = self._pipeline.noises([sample.job.seed for sample in same], size)
+        conditions = self._conditions(task, [sample.job for sample in batch])
+        kinds = {(sample.job.size, sample.owner) for sample in batch}
+        for size, owner in kinds:
+            same = [each for each in batch if (each.job.size, each.owner) == (size, owner)]
+            noises = owner._pipeline.noises([sample.job.seed for sample in same], size)
             for sample, noise in zip(same, noises, strict=True):
                 sample.latents = noise
         end = time.perf_counter()
@@ -178,7 +200,7 @@ class Scheduler:
             sample.condition = condition
             sample.record("queue", sample.arrived, begin)
             sample.record("text", begin, end)
-        self.counters.observe("queue_seconds", *(begin - sample.arrived for sample in batch))
+            sample.owner.counters.observe("queue_seconds", begin - sample.arrived)
         edits = [sample for sample in batch if "picture" in sample.job.tensors]
         return [(PICTURE, edits), (STEP, [sample for sample in batch if sample not in edits])]
 
@@ -189,7 +211,7 @@ class Scheduler:
         for sample in (work.sample for work in task.works):
             pixels, mask = map(sample.job.tensors.get, ("picture", "mask"))
             assert pixels is not None
-            key = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+            key = pipeline.manifest.identities[COMPONENT[PICTURE]], _digest(pixels)
             if (latents := self._cache.get(key)) is None:
                 latents = pipeline.encode_picture(pixels)
                 self._cache.put(key, latents)
@@ -200,26 +222,36 @@ class Scheduler:
             if mask is not None:
                 free = pipeline.free(mask)
                 sample.known = Known(*rows, *map(pipeline.to_device, (free, 1 - free)))
+            if pipeline.manifest.needs_picture:
+                embeds = sample.condition.embeds | {CONDITION: latents}
+                sample.condition = replace(sample.condition, embeds=embeds)
             sample.record("picture", begin, time.perf_counter())
         return [(STEP, task.works)]
 
-    def _conditions(self, task: Task, prompts: list[str]) -> list[Condition]:
-        """Remembered, or encoded in one batch."""
-        found: dict[str, Condition] = {}
-        missing = []
-        for prompt in dict.fromkeys(prompts):
-            if (condition := self._cache.get(prompt)) is None:
-                missing.append(prompt)
+    def _conditions(self, task: Task, jobs: list[Job]) -> list[Condition]:
+        """Remembered, or encoded in one batch; with a picture each by itself."""
+        manifest = self._pipeline.manifest
+        encoder, needs_picture = manifest.identities[COMPONENT[TEXT]], manifest.needs_picture
+        keys: list[Hashable] = [
+            (encoder, _prompt_key(job) if needs_picture else job.prompt) for job in jobs
+        ]
+        found: dict[Hashable, Condition] = {}
+        missing: dict[Hashable, Job] = {}
+        for key, job in dict(zip(keys, jobs, strict=True)).items():
+            if (condition := self._cache.get(key)) is None:
+                missing[key] = job
             else:
-                found[prompt] = condition
-        if missing:
+                found[key] = condition
+        parts = [[key] for key in missing] if needs_picture else [[*missing]] if missing else []
+        for part in parts:
             begin = time.perf_counter()
-            encoded = self._on(task).encode(missing)
-            self._spent("text_seconds", task, len(missing), begin)
-            for prompt, condition in zip(missing, encoded, strict=True):
-                self._cache.put(prompt, condition)
-                found[prompt] = condition
-        return [found[prompt] for prompt in prompts]
+            images = missing[part[0]].tensors["picture"][None] if needs_picture else None
+            encoded = self._on(task).encode([missing[key].prompt for key in part], images)
+            self._spent("text_seconds", task, len(part), begin)
+            for key, condition in zip(part, encoded, strict=True):
+                self._cache.put(key, condition)
+                found[key] = condition
+        return [found[key] for key in keys]
 
     def _advance(self, task: Task) -> Following:
         """One Euler step of each sample."""
@@ -231,7 +263,7 @@ class Scheduler:
         latents = pipeline.stack([sample.latents for sample in batch])
         velocity = pipeline.velocity(latents, sigma, [sample.condition for sample in batch])
         moved = pipeline.move(latents, following - sigma, velocity)
-        frames: list[Work] = []
+        frames: dict[str, list[Frame]] = {decoder: [] for decoder in DECODINGS}
         for row, sample in enumerate(batch):
             rows = slice(row, row + 1)
             sample.latents = moved[row]
@@ -243,18 +275,21 @@ class Scheduler:
             job, made = sample.job, len(sample.batches)
             partials = partial_steps(job.steps - job.start, job.partials)
             if sample.step == job.steps:
-                frames.append(Frame(sample, sample.latents, made, None))
+                frames[job.decoder].append(Frame(sample, sample.latents, made, None))
             elif made in partials:
                 # The student's own x0, where a straight line from here would end.
                 foreseen = pipeline.move(latents[rows], -sigma[rows], velocity[rows])[0]
-                frames.append(Frame(sample, foreseen, made, partials.index(made)))
+                frame = Frame(sample, foreseen, made, partials.index(made))
+                frames[self._preview_decoder].append(frame)
         end = self._spent("step_seconds", task, len(batch), begin)
         for sample in batch:
             sample.record("steps", begin, end)
-        self.counters.add("executions")
-        self.counters.add("steps", len(batch))
-        self.counters.observe("batch_size", len(batch))
-        return [(DECODE, frames), (STEP, [sample for sample in batch if sample.steps_left])]
+        for owner, count in Counter(sample.owner for sample in batch).items():
+            owner.counters.add("executions")
+            owner.counters.add("steps", count)
+            owner.counters.observe("batch_size", len(batch))
+        decodings = [(stage, frames[decoder]) for decoder, stage in DECODINGS.items()]
+        return [*decodings, (STEP, [sample for sample in batch if sample.steps_left])]
 
     def _deliver(self, task: Task) -> Following:
         """Pixels of each frame, and its answer."""
@@ -262,8 +297,9 @@ class Scheduler:
         pipeline = self._on(task)
         frames = [work for work in task.works if isinstance(work, Frame)]
         latents = pipeline.stack([frame.latents for frame in frames])
-        images = pipeline.decode(latents)
-        end = self._spent("decode_seconds", task, len(frames), begin)
+        decoder = next(name for name, stage in DECODINGS.items() if stage == task.stage)
+        images = pipeline.decode(latents, decoder)
+        end = self._spent(f"{task.stage}_seconds", task, len(frames), begin)
         for frame, image, finite in zip(frames, images, pipeline.finite(latents), strict=True):
             sample = frame.sample
             tensors = sample.job.tensors
@@ -284,9 +320,20 @@ class Scheduler:
         return self._pipeline if task.lane is None else self._pipeline.lanes[task.lane]
 
     def _spent(self, histogram: str, task: Task, batch: int, begin: float) -> float:
-        """An execution has ended, now: count it and learn from it."""
+        """An execution has ended, now: count it, for each student by its share, and learn of it."""
         end = time.perf_counter()
-        self.counters.observe(histogram, end - begin)
+        for owner, count in Counter(work.sample.owner for work in task.works).items():
+            owner.counters.observe(histogram, count / len(task.works) * (end - begin))
         narrow = task.lane is not None
         self._costs.observe(task.stage, task.size, batch, end - begin, narrow=narrow)
         return end
+
+
+def _digest(pixels: Pixels) -> bytes:
+    """Of a picture, for the cache."""
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).digest()
+
+
+def _prompt_key(job: Job) -> bytes:
+    """Of a prompt with its picture."""
+    return job.prompt.encode() + b"\0" + _digest(job.tensors["picture"])

@@ -9,14 +9,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cdm_serve.engine.costs import Costs, Curve, Seconds, best_batch
-from cdm_serve.engine.pipeline import Pipeline
+from cdm_serve.engine.job import Pixels
+from cdm_serve.engine.manifest import PICTURE
+from cdm_serve.engine.memory import Growth
+from cdm_serve.engine.pipeline import Condition, Pipeline
 from cdm_serve.errors import StartError
 
 LOG = logging.getLogger(__name__)
@@ -52,6 +56,14 @@ class Batches:
             "batches_largest_difference": self.largest_difference,
         }
 
+    def add(self, other: "Batches") -> None:
+        """What was found out of another graph."""
+        self.largest_difference = max(self.largest_difference, other.largest_difference)
+        self.psnr = min(
+            (each for each in (self.psnr, other.psnr) if each is not None), default=None
+        )
+        self.dropped += other.dropped
+
     def drop(self, what: str, reason: str) -> None:
         """A batch will not be used."""
         LOG.warning("%s is not used: %s", what, reason)
@@ -79,14 +91,19 @@ class Batches:
 
 
 def measure(
-    pipeline: Pipeline, most: int, budget: float, policy: str = "auto"
+    pipeline: Pipeline,
+    most: int,
+    budget: float,
+    policy: str = "auto",
+    measured: dict[tuple[str, str], tuple[Curve, Batches]] | None = None,
 ) -> tuple[Costs, Batches]:
     """Run every graph at the batches it will be asked for, which also warms it up.
 
     ``most`` is how many samples may be in execution at once, on all lanes. ``budget`` is in seconds
     and for each graph and size: when it is spent, larger batches are not tried and will not be
     used. The first run of each batch does not count, since it may compile, load libraries or search
-    for kernels. The policy ``auto`` is that of the runtime.
+    for kernels. The policy ``auto`` is that of the runtime. What ``measured`` has, by a graph's
+    identity and the run, is not measured again; what it has not, is added.
 
     Raises:
         StartError: an unknown policy, or a graph gives NaN.
@@ -94,10 +111,12 @@ def measure(
     batches = Batches(pipeline.batches if policy == "auto" else policy)
     if batches.policy not in POLICIES:
         raise StartError(f"batches: {policy!r} is none of auto, {', '.join(POLICIES)}")
-    (condition,) = pipeline.encode(["warm up"])
+    needs_picture = pipeline.manifest.needs_picture
+    largest = max(pipeline.manifest.sizes, key=lambda size: _grey(size).size)
 
     def text(pipeline: Pipeline, batch: int) -> NDArray[Any]:
-        conditions = pipeline.encode(["warm up"] * batch)
+        pictures = np.stack([_grey(largest)] * batch) if needs_picture else None
+        conditions = pipeline.encode(["warm up"] * batch, pictures)
         return np.stack(
             [
                 np.concatenate([pipeline.to_host(array).ravel() for array in each.embeds.values()])
@@ -105,33 +124,65 @@ def measure(
             ]
         )
 
-    def curve(name: str, run: Run, most: int = most) -> Curve:
-        return sweep(name, run, pipeline, most, budget, batches)
+    measured = {} if measured is None else measured
+
+    def curve(component: str, name: str, run: Run, most: int = most) -> Curve:
+        key = pipeline.manifest.identities[component], name
+        if key not in measured:
+            own = Batches(batches.policy)
+            measured[key] = sweep(name, run, pipeline, most, budget, own), own
+        found, own = measured[key]
+        batches.add(own)
+        return found
 
     step: dict[str, Curve] = {}
     decode: dict[str, Curve] = {}
     picture: dict[str, Curve] = {}
+    tiny: dict[str, Curve] = {}
     for size in pipeline.manifest.sizes:
         noise = pipeline.noise(0, size)
+        condition = _condition(pipeline, size)
 
-        def velocity(pipeline: Pipeline, batch: int, noise: Any = noise) -> NDArray[Any]:
+        def velocity(
+            pipeline: Pipeline, batch: int, noise: Any = noise, condition: Any = condition
+        ) -> NDArray[Any]:
             sigma = np.ones(batch, np.float32)
             latents = pipeline.stack([noise] * batch)
             return pipeline.to_host(pipeline.velocity(latents, sigma, [condition] * batch))
 
-        def pixels(pipeline: Pipeline, batch: int, noise: Any = noise) -> NDArray[Any]:
-            return pipeline.decode(pipeline.stack([noise] * batch))
+        def pixels(
+            pipeline: Pipeline, batch: int, noise: Any = noise, decoder: str = "full"
+        ) -> NDArray[Any]:
+            return pipeline.decode(pipeline.stack([noise] * batch), decoder)
 
         def encoded(pipeline: Pipeline, batch: int, size: str = size) -> NDArray[Any]:
-            width, height = map(int, size.split("x"))
-            grey = np.full((height, width, 3), 127, np.uint8)
-            return pipeline.to_host(pipeline.encode_picture(grey)[None])
+            return pipeline.to_host(pipeline.encode_picture(_grey(size))[None])
 
-        step[size] = curve(f"a step at {size}", velocity)
-        decode[size] = curve(f"decoding at {size}", pixels)
+        step[size] = curve("transformer", f"a step at {size}", velocity)
+        decode[size] = curve("vae_decoder", f"decoding at {size}", pixels)
+        if "tiny" in pipeline.manifest.decoders:
+            small = partial(pixels, decoder="tiny")
+            tiny[size] = curve("tiny_decoder", f"tiny decoding at {size}", small)
         if pipeline.manifest.edits:
-            picture[size] = curve(f"encoding at {size}", encoded, most=1)
-    return Costs(curve("text encoding", text), step, decode, picture), batches
+            picture[size] = curve("vae_encoder", f"encoding at {size}", encoded, most=1)
+    # With pictures texts are encoded one by one, as long as with the largest.
+    texts = curve("text_encoder", "text encoding", text, most=1 if needs_picture else most)
+    return Costs(texts, step, decode, picture, tiny), batches
+
+
+def _condition(pipeline: Pipeline, size: str) -> Condition:
+    """Of something to measure with, and of a grey picture where one is needed."""
+    if not pipeline.manifest.needs_picture:
+        return pipeline.encode(["warm up"])[0]
+    grey = _grey(size)
+    (condition,) = pipeline.encode(["warm up"], grey[None])
+    embeds = condition.embeds | {PICTURE: pipeline.encode_picture(grey)}
+    return replace(condition, embeds=embeds)
+
+
+def _grey(size: str) -> Pixels:
+    width, height = map(int, size.split("x"))
+    return np.full((height, width, 3), 127, np.uint8)
 
 
 def sweep(
@@ -173,13 +224,14 @@ class _Sweep:
         The least of some rounds, so that a busy moment does not speak against one batch.
         """
         seconds: Seconds = {}
+        growth = Growth()
 
         def try_out(batches: list[int]) -> None:
             usable = []
             for batch in batches:
                 if seconds and self._left < 0:
                     break
-                fits = self._fits(pool, places, batch)
+                fits = self._fits(pool, places, batch, growth)
                 if fits is None:
                     break
                 if fits:
@@ -201,13 +253,17 @@ class _Sweep:
         return {batch: spent for batch, spent in sorted(seconds.items()) if batch <= best}
 
     def _fits(
-        self, pool: ThreadPoolExecutor, places: Sequence[Pipeline], batch: int
+        self, pool: ThreadPoolExecutor, places: Sequence[Pipeline], batch: int, growth: Growth
     ) -> bool | None:
         """Whether a picture comes out as it is alone; None if there is no memory for the batch."""
         lane = "" if len(places) == 1 else " on each lane"
         what = f"batch {batch}{lane} for {self._name}"
+        if lacking := growth.lacks(batch):
+            self._batches.drop(what, lacking)
+            return None
         try:
-            results = list(pool.map(lambda place: self._run(place, batch), places))
+            with growth.watch(batch):
+                results = list(pool.map(lambda place: self._run(place, batch), places))
         except Exception as error:
             if (batch == 1 and not lane) or not _out_of_memory(error):
                 raise

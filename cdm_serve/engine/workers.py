@@ -53,6 +53,11 @@ class Workers:
             self._waiting[stage].extend(works)
             self._changed.notify_all()
 
+    def running(self) -> list[Task]:
+        """What has begun and not ended."""
+        with self._changed:
+            return list(self._running)
+
     def waiting(self, stage: str) -> int:
         """How much waits for a stage."""
         return len(self._waiting[stage])

@@ -48,9 +48,13 @@ function recallKey() {
 }
 
 function keepKey() {
-  storage("sessionStorage")?.setItem(NAME, $("key").value);
-  if ($("remember").checked) storage("localStorage")?.setItem(NAME, $("key").value);
-  else storage("localStorage")?.removeItem(NAME);
+  try {
+    storage("sessionStorage")?.setItem(NAME, $("key").value);
+    if ($("remember").checked) storage("localStorage")?.setItem(NAME, $("key").value);
+    else storage("localStorage")?.removeItem(NAME);
+  } catch {
+    note("The browser keeps no key: it holds until this page is closed.");
+  }
 }
 
 async function complaint(response) {
@@ -67,22 +71,31 @@ async function complaint(response) {
 
 let models = [];
 let asking = null;
+let question = 0;
+
+const chosen = () => models.find(({ id }) => id === $("model").value);
 
 async function loadModels() {
   clearTimeout(asking);
+  const turn = ++question;
   let wait = "the model is being loaded…";
-  let first = false;
+  let refused = null;
+  let found = [];
   try {
     const response = await fetch(address("v1/models"), { headers: authorization() });
-    if (response.status === 401) {
-      $("about").textContent = await complaint(response);
-      return false;
-    }
-    first = !models.length;
-    models = response.ok ? (await response.json()).data : [];
+    if (response.ok) found = (await response.json()).data;
+    else if (response.status === 401) refused = await complaint(response);
   } catch {
     wait = "the server cannot be reached";
   }
+  // The answer to an earlier question, perhaps with another key, counts no more.
+  if (turn !== question) return false;
+  if (refused) {
+    $("about").textContent = refused;
+    return false;
+  }
+  const first = !models.length;
+  models = found;
   if (!models.length) {
     $("about").textContent = wait;
     asking = setTimeout(loadModels, 1000);
@@ -104,14 +117,21 @@ function options(select, values, chosen) {
 const numbers = count => Array.from({ length: count }, (_, index) => String(index + 1));
 
 function offer() {
-  const model = models.find(({ id }) => id === $("model").value);
+  const model = chosen();
+  if (!model) return;
   $("about").textContent = `${model.id} · ${model.fingerprint.slice(0, 12)}`;
   $("ask-edit").hidden = !model.edits;
   for (const each of document.querySelectorAll(".edits")) each.hidden = !model.edits;
-  if (!model.edits) unedit();
+  $("examples").hidden = model.needs_picture;
+  if (model.needs_picture && $("prompt").value === $("prompt").defaultValue) $("prompt").value = "";
+  $("unedit").textContent = model.needs_picture ? "Another picture" : "Without the picture";
   options($("steps"), numbers(model.max_steps), String(model.default_steps));
   options($("count"), numbers(MAX_IMAGES), $("count").value || "1");
   options($("size"), model.sizes, model.default_size);
+  // What was painted stays where the picture is made in the same size.
+  if (!source || !model.edits) unedit();
+  else if ($("size").value !== `${$("paint").width}x${$("paint").height}`) crop();
+  else changes();
 }
 
 function formats() {
@@ -159,38 +179,60 @@ function adopt(request) {
 // ---- The picture that the next one is made of, as the server would crop it, and the paint on it
 
 let source = null;
+let editing = 0;
 
-async function loaded(url) {
+// Of a file, or of an address that holds the picture itself.
+async function loaded(from) {
   const image = new Image();
-  image.src = url;
-  await image.decode();
-  return image;
+  image.src = from instanceof Blob ? URL.createObjectURL(from) : from;
+  try {
+    await image.decode();
+    return image;
+  } finally {
+    URL.revokeObjectURL(image.src);
+  }
 }
 
 async function edit({ image, mask, strength }) {
+  const turn = ++editing;
+  let found, kept;
   try {
-    source = await loaded(image);
+    [found, kept] = await Promise.all([loaded(image), mask && loaded(mask)]);
   } catch {
     note("That file holds no picture.");
     return false;
   }
-  if (strength) $("strength").value = strength;
+  // Another one was chosen, or none, while this was read.
+  if (turn !== editing) return false;
+  source = found;
+  $("error").textContent = "";
+  // A model that edits sees the picture; others know of it only what is not painted anew.
+  $("strength").value = strength ?? (chosen()?.needs_picture ? 1 : 0.75);
   $("edit").hidden = false;
+  $("ask-picture").hidden = true;
   crop();
-  if (mask) {
+  if (kept) {
     const paint = $("paint").getContext("2d");
     paint.fillRect(0, 0, $("paint").width, $("paint").height);
     paint.globalCompositeOperation = "destination-out";
-    paint.drawImage(await loaded(mask), 0, 0);
+    paint.drawImage(kept, 0, 0);
     paint.globalCompositeOperation = "source-over";
     painted = true;
   }
   return true;
 }
 
+async function editFile(file) {
+  if (!await edit({ image: file })) return;
+  note(`The next picture is made of ${file.name}.`);
+  $("prompt").focus();
+}
+
 function unedit() {
+  editing += 1;
   source = null;
   $("edit").hidden = true;
+  $("ask-picture").hidden = !chosen()?.needs_picture;
 }
 
 function crop() {
@@ -250,21 +292,32 @@ function edits() {
   return { ...said, mask: mask.toDataURL() };
 }
 
-async function editPicture(picture) {
-  const { image, mask, ...request } = picture.request;
-  adopt(request);
-  await edit({ image: link(picture), strength: 0.75 });
+// Whether a picture's settings can be put into the form; says why not.
+function ready() {
   $("lightbox").close();
+  if (!models.length) note($("about").textContent);
+  return models.length > 0;
+}
+
+// By the model that is chosen: the one that made it may take no pictures.
+async function editPicture(picture, strength) {
+  if (!ready()) return false;
+  const { image, mask, ...request } = picture.request;
+  adopt({ ...request, model: $("model").value });
+  if (!await edit({ image: picture.blob, strength })) return false;
   $("edit").scrollIntoView({ block: "nearest" });
   $("prompt").focus();
+  return true;
 }
 
 async function vary(picture) {
-  await editPicture(picture);
-  $("strength").value = 0.5;
-  changes();
-  $("random").checked = true;
-  await generate();
+  if (leave) {
+    $("lightbox").close();
+    note("Other pictures are being made: wait for them, or stop them.");
+  } else if (await editPicture(picture, 0.5)) {
+    $("random").checked = true;
+    await generate();
+  }
 }
 
 // ---- Making pictures
@@ -275,6 +328,11 @@ async function generate() {
   if (leave) return;
   if (!models.length) {
     $("error").textContent = $("about").textContent;
+    return;
+  }
+  if (!$("ask-picture").hidden) {
+    $("error").textContent = "Choose a picture first.";
+    $("choose-picture").focus();
     return;
   }
   if ($("random").checked || !$("seed").value) {
@@ -296,14 +354,13 @@ async function generate() {
       }
       begun = true;
       const tile = tiles[event.image_index];
-      const blob = decoded(event);
       if (event.type.endsWith(".partial_image")) {
-        preview(tile, blob, event.step / made(body));
+        preview(tile, event, event.step / made(body));
         say(body.n === 1 ? `step ${event.step} of ${made(body)}` : "drawing");
         continue;
       }
       const picture = {
-        blob,
+        blob: decoded(event),
         request: { ...body, n: 1, seed: event.seed },
         receipt: event.receipt,
         milliseconds: performance.now() - since,
@@ -326,11 +383,13 @@ async function generate() {
     }
   } finally {
     end();
-    const came = batch.filter(Boolean);
-    if (came.length < body.n) show(came.length ? came : before);
+    // Any of them may have been deleted by now.
+    const there = picture => kept.includes(picture);
+    const came = batch.filter(there);
+    if (came.length < body.n) show(came.length ? came : before.filter(there));
     else {
       shown = came;
-      describe(current);
+      describe(came.includes(current) ? current : came[0]);
     }
   }
 }
@@ -358,6 +417,7 @@ async function accepted(body) {
 }
 
 async function pause(duration) {
+  leave.signal.throwIfAborted();
   const until = performance.now() + duration;
   clock = () => Math.max(0, until - performance.now());
   await new Promise((resolve, reject) => {
@@ -406,6 +466,7 @@ function begin() {
 }
 
 function end() {
+  leave.abort();  // what still comes, after an error, is not waited for
   leave = null;
   clearInterval(ticking);
   $("timer").textContent = "";
@@ -444,9 +505,10 @@ function expect(count, size) {
   $("frame").style.setProperty("--columns", columns);
   $("frame").style.setProperty("--shape", width / height);
   $("frame").style.setProperty("--ratio", ratio);
-  const tiles = Array.from({ length: count }, () => {
+  const tiles = Array.from({ length: count }, (_, index) => {
     const tile = button("", null, "tile waiting");
     tile.disabled = true;
+    tile.setAttribute("aria-label", `Picture ${index + 1} of ${count}, being made`);
     tile.append(
       element("img", { alt: "", className: Math.max(width, height) <= SMALL ? "small" : "" }),
       element("i", { className: "steps-done" }),
@@ -457,18 +519,15 @@ function expect(count, size) {
   return tiles;
 }
 
-function preview(tile, blob, part) {
+function preview(tile, { b64_json, output_format }, part) {
   const [image, bar] = tile.children;
-  const url = URL.createObjectURL(blob);
-  image.onload = () => URL.revokeObjectURL(url);
-  image.src = url;
+  image.src = `data:image/${output_format};base64,${b64_json}`;
   image.classList.add("partial");
   bar.style.width = `${100 * part}%`;
 }
 
 function complete(tile, picture) {
   const [image, bar] = tile.children;
-  image.onload = null;
   fill(image, picture);
   image.classList.remove("partial");
   bar.remove();
@@ -516,22 +575,21 @@ function facts({ blob, request, receipt }) {
 }
 
 // What can be done with a picture: the one that there is when a button is pressed.
-function actions(chosen) {
+function actions(picture) {
   const said = element("span", { className: "hint", role: "status" });
   const copies = write => async () => {
-    await copy(write(chosen().request));
-    said.textContent = "copied";
+    said.textContent = (await copy(write(picture().request))) ? "copied" : "the browser lets nothing be copied";
     setTimeout(() => { said.textContent = ""; }, 2000);
   };
   return element(
     "div", { className: "actions" },
-    button("Vary", () => vary(chosen()), "action edits"),
-    button("Edit", () => editPicture(chosen()), "action edits"),
-    button("Download", () => download(chosen())),
-    button("Use settings", () => reuse(chosen())),
+    button("Vary", () => vary(picture()), "action edits"),
+    button("Edit", () => editPicture(picture()), "action edits"),
+    button("Download", () => download(picture())),
+    button("Use settings", () => reuse(picture())),
     button("Copy as curl", copies(asCurl)),
     button("Copy as Python", copies(asPython)),
-    button("Delete", () => remove(chosen())),
+    button("Delete", () => remove(picture())),
     said,
   );
 }
@@ -545,8 +603,7 @@ function download(picture) {
 }
 
 function reuse(picture) {
-  $("lightbox").close();
-  restored(`seed ${picture.request.seed}`, adopt(picture.request));
+  if (ready()) restored(`seed ${picture.request.seed}`, adopt(picture.request));
 }
 
 function restored(what, but) {
@@ -626,13 +683,17 @@ with open("picture.${output_format ?? "png"}", "wb") as file:
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
+    return true;
   } catch {
     // Without https browsers give a page no clipboard, but let it copy what is selected.
+    const focused = document.activeElement;
     const area = element("textarea", { value: text });
     ($("lightbox").open ? $("lightbox") : document.body).append(area);
     area.select();
-    document.execCommand("copy");
+    const copied = document.execCommand("copy");
     area.remove();
+    focused.focus();
+    return copied;
   }
 }
 
@@ -660,11 +721,17 @@ async function store(mode, act) {
 async function recall() {
   try {
     kept = (await store("readonly", pictures => pictures.getAll())).reverse();
-  } catch {
-    $("gallery-title").textContent = "Kept until this page is closed: the browser allows it no storage";
+  } catch (error) {
+    unkept(error);
   }
   $("kept").replaceChildren(...kept.map(thumbnail));
   $("gallery").hidden = !kept.length;
+}
+
+function unkept({ name }) {
+  $("gallery-title").textContent = name === "QuotaExceededError"
+    ? "The newest are kept until this page is closed: the storage is full"
+    : "Kept until this page is closed: the browser allows it no storage";
 }
 
 async function keep(picture) {
@@ -673,8 +740,9 @@ async function keep(picture) {
   $("gallery").hidden = false;
   try {
     picture.id = await store("readwrite", pictures => pictures.add(picture));
-  } catch {
-    $("gallery-title").textContent = "The newest are kept until this page is closed: the storage is full";
+    if (!kept.includes(picture)) await forget(picture);  // it was deleted meanwhile
+  } catch (error) {
+    unkept(error);
   }
   for (const old of kept.slice(KEPT)) await remove(old);
 }
@@ -690,7 +758,16 @@ async function remove(picture) {
   if (shown.includes(picture) && !leave) show(shown.filter(other => other !== picture));
   URL.revokeObjectURL(link(picture));
   links.delete(picture);
-  if (picture.id !== undefined) await store("readwrite", pictures => pictures.delete(picture.id));
+  await forget(picture);
+}
+
+async function forget({ id }) {
+  if (id === undefined) return;
+  try {
+    await store("readwrite", pictures => pictures.delete(id));
+  } catch {
+    note("The browser could not delete it: it is there again when this page is loaded.");
+  }
 }
 
 function thumbnail(picture) {
@@ -722,7 +799,7 @@ function enlarge(pictures, picture) {
 function open(number) {
   page = number;
   const picture = album[page];
-  $("stage").classList.remove("zoomed");
+  enlarged(false);
   fill($("large"), picture);
   $("lightbox-prompt").textContent = picture.request.prompt;
   $("lightbox-facts").textContent = facts(picture);
@@ -740,15 +817,22 @@ function turn(picture) {
   else $("lightbox").close();
 }
 
-function zoom(event) {
+const zoomed = () => $("stage").classList.contains("zoomed");
+
+function enlarged(whether) {
+  $("stage").classList.toggle("zoomed", whether);
+  $("zoom").setAttribute("aria-pressed", whether);
+}
+
+// Around a place, in parts of its width and height, which the arrow keys then move.
+function zoom(x, y) {
   const stage = $("stage");
-  const box = $("large").getBoundingClientRect();
-  const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-  if (stage.classList.toggle("zoomed")) {
-    stage.scrollTo({
-      left: x * stage.scrollWidth - stage.clientWidth / 2, top: y * stage.scrollHeight - stage.clientHeight / 2,
-    });
-  }
+  enlarged(!zoomed());
+  if (!zoomed()) return;
+  stage.scrollTo({
+    left: x * stage.scrollWidth - stage.clientWidth / 2, top: y * stage.scrollHeight - stage.clientHeight / 2,
+  });
+  stage.focus();
 }
 
 let touched = null;
@@ -756,7 +840,7 @@ let touched = null;
 function swipe({ changedTouches: [touch] }) {
   const by = touched === null ? 0 : touch.clientX - touched;
   touched = null;
-  if (Math.abs(by) > 60 && !$("stage").classList.contains("zoomed")) step(by < 0 ? 1 : -1);
+  if (Math.abs(by) > 60 && !zoomed()) step(by < 0 ? 1 : -1);
 }
 
 // ---- Settings out of a file
@@ -766,9 +850,9 @@ const utf8 = new TextDecoder();
 
 // What the server wrote into a file that it made, by name; undefined for any other file.
 async function written(file) {
-  const bytes = new Uint8Array(await file.arrayBuffer());
-  const begins = latin.decode(bytes.subarray(0, 4));
   try {
+    const bytes = new Uint8Array(await file.arrayBuffer());
+    const begins = latin.decode(bytes.subarray(0, 4));
     const found = begins.endsWith("PNG") ? fromPng(bytes)
       : begins.startsWith("\xff\xd8") ? JSON.parse(utf8.decode(fromJpeg(bytes)))
       : begins === "RIFF" ? JSON.parse(latin.decode(fromWebp(bytes)).match(/\{.*\}/s)[0])
@@ -815,20 +899,19 @@ function fromWebp(bytes) {
 
 async function restore(file) {
   const found = await written(file);
-  const bitmap = await createImageBitmap(file).catch(() => null);
-  if (!found && bitmap && !$("ask-edit").hidden) {
-    await edit({ image: URL.createObjectURL(file) });
-    note(`The next picture is made of ${file.name}.`);
+  const picture = await loaded(file).catch(() => null);
+  if (picture && chosen()?.edits && (!found || !$("ask-picture").hidden)) {
+    await editFile(file);
     return;
   }
-  if (!found || !bitmap) {
+  if (!found || !picture) {
     note(`${file.name} holds no settings: it was not made by this server, or another program has rewritten it.`);
     return;
   }
   const but = adopt({
     prompt: found.prompt,
     model: found.model,
-    size: `${bitmap.width}x${bitmap.height}`,
+    size: `${picture.naturalWidth}x${picture.naturalHeight}`,
     num_inference_steps: Number(found.steps),
     seed: Number(found.seed),
     output_format: file.type === "image/png" ? undefined : file.type.slice(6),
@@ -837,6 +920,7 @@ async function restore(file) {
   if (served && served.fingerprint !== found.fingerprint) {
     but.push("the model has been replaced since, so the picture will differ");
   }
+  if (served && (found.decoder ?? "full") !== served.default_decoder) but.push("another decoder made it");
   if (found.strength) but.push("the picture that it was made of is not in the file");
   if (found.prompt === undefined) but.push("the prompt is not in the file: write it yourself");
   restored(file.name, but);
@@ -860,7 +944,10 @@ $("format").onchange = formats;
 $("size").onchange = crop;
 $("steps").onchange = $("strength").oninput = changes;
 $("unpaint").onclick = crop;
-$("unedit").onclick = unedit;
+$("unedit").onclick = () => {
+  unedit();
+  ($("ask-picture").hidden ? $("prompt") : $("choose-picture")).focus();
+};
 $("paint").onpointerdown = $("paint").onpointermove = brush;
 $("stop").onclick = () => leave?.abort();
 $("access").onsubmit = async event => {
@@ -873,14 +960,23 @@ $("clear").onclick = clear;
 $("previous").onclick = () => step(-1);
 $("next").onclick = () => step(1);
 $("close").onclick = () => $("lightbox").close();
-$("large").onclick = zoom;
+$("large").onclick = ({ clientX, clientY }) => {
+  const box = $("large").getBoundingClientRect();
+  zoom((clientX - box.left) / box.width, (clientY - box.top) / box.height);
+};
+$("zoom").onclick = () => zoom(0.5, 0.5);
 $("stage").ontouchstart = ({ touches }) => { touched = touches.length === 1 ? touches[0].clientX : null; };
 $("stage").ontouchend = swipe;
-$("lightbox").onclose = () => { album = []; };
+$("lightbox").onclose = () => {
+  album = [];
+  // What opened it may have been deleted in it.
+  const focused = document.activeElement;
+  if (focused === document.body || $("lightbox").contains(focused)) $("make").focus({ preventScroll: true });
+};
 document.onkeydown = ({ key }) => {
   if ($("lightbox").open) {
-    if (key === "ArrowLeft") step(-1);
-    if (key === "ArrowRight") step(1);
+    if (key === "ArrowLeft" && !zoomed()) step(-1);
+    if (key === "ArrowRight" && !zoomed()) step(1);
   } else if (key === "Escape") leave?.abort();
 };
 
@@ -897,15 +993,17 @@ document.ondrop = event => {
   document.body.classList.remove("dropping");
   if (!carriesFiles(event)) return;
   event.preventDefault();
-  const [file] = event.dataTransfer.files;
-  if (file && models.length) restore(file);
+  receive(event.dataTransfer.files, restore);
 };
+function receive([file], take) {
+  if (!models.length) note($("about").textContent);
+  else if (file) take(file);
+}
 let take = restore;
 $("choose").onclick = () => { take = restore; $("file").click(); };
-$("choose-edit").onclick = () => { take = file => edit({ image: URL.createObjectURL(file) }); $("file").click(); };
+$("choose-edit").onclick = $("choose-picture").onclick = () => { take = editFile; $("file").click(); };
 $("file").onchange = () => {
-  const [file] = $("file").files;
-  if (file && models.length) take(file);
+  receive($("file").files, take);
   $("file").value = "";
 };
 

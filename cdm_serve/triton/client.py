@@ -57,6 +57,10 @@ async def _within(seconds: float, call: Awaitable[Any]) -> None:
         raise BackendError(reason) from error
 
 
+def _named(model: str, variant: str | None) -> Message:
+    return {} if variant in (None, model) else {"model": variant}
+
+
 async def _next(answers: Answers) -> Answer:
     answer = await answers.get()
     if isinstance(answer, Exception):
@@ -69,6 +73,7 @@ class TritonClient:
 
     def __init__(self, target: str, *, balanced: bool = False) -> None:
         """``balanced`` gives each request a stream, and so a server, to itself."""
+        self.heard: dict[str, float] = {}  # when, by model; see ``Stream``
         self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
         self._service = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._balanced = balanced
@@ -122,26 +127,29 @@ class TritonClient:
         request = wire.RepositoryModelUnloadRequest(model_name=model)
         await _within(seconds, self._service.RepositoryModelUnload(request, timeout=seconds))
 
-    async def describe(self, model: str) -> Message:
-        """What the model's process says of itself: also the proof that it is alive.
+    async def describe(self, model: str, variant: str | None = None) -> Message:
+        """What a model's process says of it or of a variant: also the proof that it is alive.
 
         Raises:
             BackendError: the model failed.
             BackendLost: the server went away meanwhile.
         """
-        with self._ask(model, {"command": "describe"}) as answers:
+        with self._ask(model, {"command": "describe"} | _named(model, variant)) as answers:
             report = await _next(answers)
             assert isinstance(report, dict)
             return report
 
-    async def stream(self, model: str, job: Job) -> AsyncGenerator[Partial | Picture, None]:
+    async def stream(
+        self, model: str, job: Job, variant: str | None = None
+    ) -> AsyncGenerator[Partial | Picture, None]:
         """Partial images and then the picture; who leaves early cancels what remains.
 
         Raises:
             BackendError: the model refused or failed.
             BackendLost: the server went away meanwhile.
         """
-        with self._ask(model, *generate_message(job)) as answers:
+        message, data = generate_message(job)
+        with self._ask(model, message | _named(model, variant), data) as answers:
             while True:
                 answer = await _next(answers)
                 assert isinstance(answer, Partial | Picture)
@@ -180,7 +188,7 @@ class TritonClient:
     def _stream(self) -> Iterator[Stream]:
         """The one for all, or one for this request."""
         if self._balanced:
-            stream = Stream(self._service)
+            stream = Stream(self._service, self.heard)
             self._streams.add(stream)
             try:
                 yield stream
@@ -188,7 +196,7 @@ class TritonClient:
                 self._end(stream)
             return
         if self._shared is None:
-            self._shared = Stream(self._service)
+            self._shared = Stream(self._service, self.heard)
             self._streams.add(self._shared)
         yield self._shared
 

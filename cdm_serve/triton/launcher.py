@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cdm_serve.repository import model_folders
 from cdm_serve.triton.guard import FOLDER_PREFIX, SHM_PREFIX
+from cdm_serve.triton.processes import alive, children
 from cdm_serve.triton.protocol import WARM_UP_SECONDS
 from cdm_serve.triton.wheel import TritonWheel
 
@@ -97,6 +98,11 @@ class TritonProcess:
     def running(self) -> bool:
         """Whether the server process is there; says nothing of its models."""
         return self._guard.poll() is None
+
+    def lost(self) -> set[int]:
+        """Processes of models that have ended, and that the server has not collected."""
+        servers = children(self._guard.pid)
+        return {pid for server in servers for pid in children(server) if not alive(pid)}
 
     def log(self) -> str:
         """What the server has printed so far."""

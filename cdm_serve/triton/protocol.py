@@ -11,15 +11,19 @@ there is a picture, ``image``, uint8 (H, W, 3). The request's ``command`` is one
 ``cancel`` with the ``key`` of an earlier ``generate``: its remaining steps are not made and it is
     answered with an ``error`` of kind ``cancelled``, unless it was finished already. A message and
     not a gRPC cancel, since cancelling a stream crashes Triton. Answered by ``report``, empty.
-``describe``. Answered at once by ``report`` with
+    ``generate`` and ``describe`` may name a ``model``: a variant, which is served in the process of
+    Triton's model and loads only what the others have not.
+``describe``. Answered at once by an ``error`` when something will never be answered, as an
+    execution hangs, else by ``report`` with
 
     ========== ==================================================================================
     card       a ``ModelCard``, its costs as measured at start and corrected by what executions
-               have taken since: by size, ``step`` and ``decode`` in seconds by batch size (as text;
-               of all lanes of the machine together) and ``batch``, the size that makes most of this
-               machine, and with an encoder ``picture``, what it takes; beside the sizes ``text``,
-               the seconds of one prompt
+               have taken since: by size, ``step`` and ``decode``, and with an encoder ``picture``,
+               in seconds by batch size (as text; of all lanes of the machine together), and
+               ``alone``, what one takes with the machine for itself; also ``batch``, the size that
+               makes most of this machine; beside the sizes ``text``, the same for prompts
     engine     the process and its machine
+    variants   names of the other models in the process
     waiting    samples at hand, started or not, and ``steps_waiting``, the steps they still need
     counters   cumulative since the process started: executions, steps, pictures, partials,
                cancelled, expired, failed, not_finite, steps_saved (not made, of the cancelled and
@@ -111,7 +115,7 @@ def job_of(message: Message, data: NDArray[np.uint8] | None) -> Job:
     for each in fields(Job):
         if each.name not in APART and (each.name in message or each.default is MISSING):
             values[each.name] = _field(message, each.name, FIELDS[each.name])
-    unknown = message.keys() - values.keys() - {"command", "tensors", "seconds_left"}
+    unknown = message.keys() - values.keys() - {"command", "model", "tensors", "seconds_left"}
     if unknown:
         raise EngineError(f"{', '.join(sorted(unknown))}: unknown to this engine", "invalid")
     if "seconds_left" in message:

@@ -2,29 +2,34 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from cdm_serve.backend import BackendError, BackendLost
 from cdm_serve.engine.card import ModelCard
-from cdm_serve.repository import model_folders
+from cdm_serve.errors import StartError
+from cdm_serve.repository import model_folders, variants_of
 from cdm_serve.triton.client import TritonClient
 
 logger = logging.getLogger(__name__)
 
 FOLLOW_SECONDS = 1.0
+# Triton waits for ever for a model's process that dies before its first word; it collects others.
+LOST_SECONDS = 3.0
 
-Stamp = tuple[int, int]
+Stamp = tuple[tuple[int, int], ...]
 
 
 def stamps_in(repository: Path) -> dict[str, Stamp]:
-    """A stamp of each model, which changes when the model is exported again."""
+    """A stamp of each model, which changes when it or a variant of it is exported again."""
     stamps = {}
     for folder in model_folders(repository):
         try:
-            stat = (folder / "1" / "export.json").stat()
-        except OSError:  # replaced at this moment, or not an export
+            exports = [each / "1" / "export.json" for each in (folder, *variants_of(folder))]
+            stats = [each.stat() for each in exports]
+        except (OSError, StartError):  # replaced at this moment, or not an export
             continue
-        stamps[folder.name] = (stat.st_ino, stat.st_mtime_ns)
+        stamps[folder.name] = tuple((stat.st_ino, stat.st_mtime_ns) for stat in stats)
     return stamps
 
 
@@ -44,6 +49,12 @@ class Registry:
         self._repository = repository
         self._load_seconds = load_seconds
         self._stamps: dict[str, Stamp] = {}
+        self._stuck: set[str] = set()  # models whose load this Triton will not end
+
+    @property
+    def hosts(self) -> set[str]:
+        """Triton's models, without their variants."""
+        return {card.host for card in self.cards.values()}
 
     async def fill(self, client: TritonClient) -> None:
         """Look at a Triton that has just come up; ``missing`` says why it could not load some.
@@ -54,6 +65,7 @@ class Registry:
         """
         self._stamps = {} if self._repository is None else stamps_in(self._repository)
         self.changing.clear()
+        self._stuck.clear()
         names, reasons = await client.models()
         self._forget_all_but(names)
         self.missing = {
@@ -66,23 +78,28 @@ class Registry:
         for name in names:
             await self.refresh(client, name)
 
-    async def refresh(self, client: TritonClient, name: str) -> None:
-        """Ask a model what it is; raises what ``TritonClient.describe`` raises."""
-        self.cards[name] = ModelCard.from_json((await client.describe(name))["card"])
+    async def refresh(self, client: TritonClient, host: str) -> None:
+        """Ask a Triton model what it is, and of its variants; raises what ``describe`` raises."""
+        report = await client.describe(host)
+        cards = [report["card"]]
+        for variant in report["variants"]:
+            cards.append((await client.describe(host, variant))["card"])
+        self._forget(host)
+        self.cards |= {card["id"]: ModelCard.from_json(card) for card in cards}
         # In order, since the first is the default.
         ordered = sorted(self.cards.items())
         self.cards.clear()
         self.cards.update(ordered)
 
-    async def follow(self, client: TritonClient) -> None:
-        """Keep up with what changes, until cancelled."""
+    async def follow(self, client: TritonClient, lost: Callable[[], set[int]]) -> None:
+        """Keep up with what changes, until cancelled; ``lost`` as ``TritonProcess`` has it."""
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
             try:
                 if self._repository is None:
                     await self._show(client)
                 else:
-                    await self._adopt(client, stamps_in(self._repository))
+                    await self._adopt(client, stamps_in(self._repository), lost)
             except (BackendLost, BackendError) as error:
                 logger.warning("cannot look for new models: %s", error)
 
@@ -90,36 +107,50 @@ class Registry:
         names, _ = await client.models()
         self._forget_all_but(names)
         for name in names:
-            if name not in self.cards:
+            if name not in self.hosts:
                 await self.refresh(client, name)
 
-    async def _adopt(self, client: TritonClient, found: dict[str, Stamp]) -> None:
+    async def _adopt(
+        self, client: TritonClient, found: dict[str, Stamp], lost: Callable[[], set[int]]
+    ) -> None:
         for name in self._stamps.keys() - found.keys():
             del self._stamps[name]
-            if name in self.cards:
+            if name in self.hosts:
                 await self._unload(client, name)
         for name, stamp in found.items():
             if self._stamps.get(name) != stamp:
                 # Noted first: what cannot be loaded is not tried again until it changes.
                 self._stamps[name] = stamp
-                await self._load(client, name)
+                await self._load(client, name, lost)
 
-    async def _load(self, client: TritonClient, name: str) -> None:
+    async def _load(self, client: TritonClient, name: str, lost: Callable[[], set[int]]) -> None:
+        if name in self._stuck:  # it would wait behind the load that does not end
+            logger.error("model %s is loaded again when the server starts again", name)
+            return
         self.changing.add(name)
+        loading = asyncio.create_task(client.load(name, self._load_seconds))
+        before, seen = lost(), set[int]()
         try:
-            await client.load(name, self._load_seconds)
+            while not (await asyncio.wait([loading], timeout=LOST_SECONDS))[0]:
+                now = lost() - before
+                if now & seen:
+                    self._stuck.add(name)
+                    raise BackendError("its process ended before its first word", "failed")
+                seen = now
+            loading.result()
             await self.refresh(client, name)
         except BackendError as error:
-            kept = "the one before stays" if name in self.cards else "it is not served"
+            kept = "the one before stays" if name in self.hosts else "it is not served"
             logger.error("model %s cannot be loaded, %s: %s", name, kept, error)
         else:
             logger.warning("model %s was loaded: %s", name, self.cards[name].fingerprint[:12])
         finally:
+            loading.cancel()
             self.changing.discard(name)
 
     async def _unload(self, client: TritonClient, name: str) -> None:
         self.changing.add(name)
-        del self.cards[name]  # first, so that no more requests come
+        self._forget(name)  # first, so that no more requests come
         try:
             await client.unload(name, self._load_seconds)
         except BackendError as error:
@@ -127,9 +158,13 @@ class Registry:
         else:
             logger.warning("model %s was unloaded", name)
         finally:
-            self.cards.pop(name, None)  # should it have been asked just before
+            self._forget(name)  # should it have been asked just before
             self.changing.discard(name)
 
     def _forget_all_but(self, names: list[str]) -> None:
-        for name in self.cards.keys() - names:
+        for host in self.hosts - set(names):
+            self._forget(host)
+
+    def _forget(self, host: str) -> None:
+        for name in [card.id for card in self.cards.values() if card.host == host]:
             del self.cards[name]

@@ -8,6 +8,7 @@ that it comes to the server that has the request.
 import asyncio
 import json
 import struct
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -26,8 +27,10 @@ Answers = asyncio.Queue[Answer | Exception]
 class Stream:
     """One call of ``ModelStreamInfer``, which is to one server however many there are."""
 
-    def __init__(self, service: Any) -> None:
+    def __init__(self, service: Any, heard: dict[str, float]) -> None:
+        """``heard`` is told when each model last answered anything, on the monotonic clock."""
         self._service = service
+        self._heard = heard
         self._requests: asyncio.Queue[wire.ModelInferRequest | None] = asyncio.Queue()
         self._waiting: dict[str, Answers] = {}
         self._lost: str | None = None
@@ -81,6 +84,7 @@ class Stream:
             self.fail("Triton closed the connection")
 
     def _deliver(self, response: wire.ModelInferResponse) -> None:
+        self._heard[response.model_name] = time.monotonic()
         answers = self._waiting.get(response.id)
         if answers is None:
             return

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 from cdm_serve.backend import BackendError, BackendLost
@@ -18,7 +17,8 @@ from cdm_serve.errors import StartError
 from cdm_serve.settings import Settings
 from cdm_serve.triton.client import TritonClient
 from cdm_serve.triton.launcher import TritonProcess, errors_in
-from cdm_serve.triton.registry import Registry
+from cdm_serve.triton.processes import AT_WORK, alive, cpu_seconds
+from cdm_serve.triton.registry import LOST_SECONDS, Registry
 from cdm_serve.triton.target import grpc_target
 from cdm_serve.triton.wheel import TritonWheel
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 LONGEST_PAUSE = 30.0
+# A model that is at work may be silent for so many times ``heartbeat_timeout``.
+SLOW = 6
 
 
 class Supervisor:
@@ -74,11 +76,13 @@ class Supervisor:
         client = self._connected()
         if model not in self.models:
             raise BackendError(f"{model} is no longer served", "invalid")
-        return client.stream(model, job)
+        return client.stream(self.models[model].host, job, model)
 
     async def describe(self, model: str) -> dict[str, Any]:
         """See ``Backend``."""
-        return await self._connected().describe(model)
+        client = self._connected()
+        host = self.models[model].host if model in self.models else model
+        return await client.describe(host, model)
 
     def _connected(self) -> TritonClient:
         if not self.ready or self._client is None:
@@ -118,10 +122,17 @@ class Supervisor:
 
     async def _until_up(self, client: TritonClient, address: str) -> None:
         deadline = time.monotonic() + self._settings.start_seconds
+        lost: set[int] = set()
+        look = time.monotonic()
         while not await client.ready():
             if self._process is not None and not self._process.running:
                 self._show_log()
                 raise StartError("Triton ended while loading the models; its log is above")
+            if self._process is not None and time.monotonic() > look:
+                before, lost = lost, self._process.lost()
+                if lost & before:
+                    raise StartError("the process of a model ended while Triton loaded it")
+                look = time.monotonic() + LOST_SECONDS
             if time.monotonic() > deadline:
                 self._show_log()
                 raise StartError(
@@ -165,7 +176,8 @@ class Supervisor:
         """Wait for a death, or for a heartbeat that fails; a death is seen at once."""
         assert self._client is not None
         heartbeat = asyncio.create_task(self._beat(self._client))
-        following = asyncio.create_task(self._registry.follow(self._client))
+        lost = set[int] if self._process is None else self._process.lost
+        following = asyncio.create_task(self._registry.follow(self._client, lost))
         try:
             while True:
                 await asyncio.wait([heartbeat], timeout=POLL_SECONDS)
@@ -185,25 +197,53 @@ class Supervisor:
         if not self._process.running:
             return "Triton ended"
         for card in self.models.values():
-            if card.id not in self._registry.changing and not alive(card.pid):
+            if card.host not in self._registry.changing and not alive(card.pid):
                 return f"the process of model {card.id} ended"
         return None
 
     async def _beat(self, client: TritonClient) -> str:
         """Ask every model again and again; returns what went wrong."""
-        timeout = self._settings.heartbeat_timeout
         while True:
             await asyncio.sleep(self._settings.heartbeat_seconds)
-            for name in list(self.models):
+            for name in sorted(self._registry.hosts):
                 try:
-                    async with asyncio.timeout(timeout):
-                        await self._registry.refresh(client, name)
-                except TimeoutError:
-                    return f"model {name} has not answered for {timeout:g} s"
+                    await self._ask(client, name)
+                except TimeoutError as error:
+                    return str(error)
                 except (BackendLost, BackendError) as error:
                     # One that is being replaced or taken away may be gone by now.
-                    if name in self.models and name not in self._registry.changing:
-                        return str(error)
+                    if name in self._registry.hosts - self._registry.changing:
+                        return f"model {name}: {error}"
+
+    async def _ask(self, client: TritonClient, name: str) -> None:
+        """Have a model say what it is; one that is only slow has more time for it.
+
+        A restart would make a machine that has too much to do slower still.
+
+        Raises:
+            TimeoutError: it does not answer.
+            BackendError, BackendLost: see ``TritonClient.describe``.
+        """
+        timeout = self._settings.heartbeat_timeout
+        asking = asyncio.create_task(self._registry.refresh(client, name))
+        try:
+            for waited in range(1, SLOW + 1):
+                begin, used = time.monotonic(), self._used(name)
+                if (await asyncio.wait([asking], timeout=timeout))[0]:
+                    asking.result()
+                    return
+                heard = client.heard.get(name, 0.0) > begin
+                if not heard and self._used(name) - used < AT_WORK * timeout:
+                    break
+                logger.warning("model %s is slow: no answer in %g s", name, waited * timeout)
+            raise TimeoutError(f"model {name} has not answered for {waited * timeout:g} s")
+        finally:
+            asking.cancel()
+
+    def _used(self, name: str) -> float:
+        """Seconds of the processor that a model of our own Triton has used."""
+        card = self.models.get(name)
+        return cpu_seconds(card.pid) if card is not None and self._process is not None else 0.0
 
     async def _recover(self, reason: str) -> None:
         self.ready = False
@@ -223,12 +263,3 @@ class Supervisor:
             else:
                 logger.warning("ready again")
                 return
-
-
-def alive(pid: int) -> bool:
-    """Whether the process is there and not a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"

@@ -53,6 +53,22 @@ def runtime_for(manifest: Manifest, name: str, precision: str, device: int = 0) 
     return open_runtime(name, precision, device, manifest.engines)
 
 
+def check_alike(first: Manifest, other: Manifest, name: str, precision: str) -> None:
+    """Whether a variant may be run as the model is, in whose process it is served.
+
+    Raises:
+        StartError: it is not fit for that.
+    """
+    chosen = [fit_precision(each.runtimes, name, precision) for each in (first, other)]
+    kinds = [(each.precision, each.engines is None) for each in (first, other)]
+    if chosen[0] != chosen[1] or kinds[0] != kinds[1]:
+        raise StartError(
+            f"variant {other.name} is for {kinds[1][0]} in {name} ({chosen[1]}), the model "
+            f"{first.name} for {kinds[0][0]} ({chosen[0]}): export both in the same way, or the "
+            "variant as a model of its own"
+        )
+
+
 def open_runtime(
     name: str, precision: str, device: int = 0, engines: Mapping[str, Any] | None = None
 ) -> Runtime:

@@ -31,12 +31,11 @@ class Gpu:
         self._cupy = package("cupy", "'cdm-serve[cuda]'")
         try:
             count = self._cupy.cuda.runtime.getDeviceCount()
-        except self._cupy.cuda.runtime.CUDARuntimeError:
-            count = 0
-        if not count:
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            # Such as a driver that is too old.
             raise StartError(
-                "there is no GPU here: serve with runtime openvino, or go where one is"
-            )
+                f"there is no GPU here ({error}): serve with runtime openvino, or go where one is"
+            ) from error
         if device >= count:
             raise StartError(
                 f"there is no GPU {device} here, they end at {count - 1}: change gpus in "
@@ -48,6 +47,14 @@ class Gpu:
         """Cupy, for this thread on this GPU: every thread has a current one of its own."""
         self._cupy.cuda.Device(self.device).use()
         return self._cupy
+
+    def lost(self) -> bool:
+        """Whether it does nothing more for this process: after some errors every call fails."""
+        try:
+            self.use().cuda.Stream.null.synchronize()
+        except self._cupy.cuda.runtime.CUDARuntimeError:
+            return True
+        return False
 
     def properties(self) -> dict[str, str]:
         """Its ``gpu``, the name, and ``compute_capability``."""
@@ -81,8 +88,11 @@ def synchronize(arrays: ModuleType) -> None:
 
 
 def on_host(array: Array) -> NDArray[Any]:
-    """The array in the memory of the CPU."""
-    host: NDArray[Any] = array if isinstance(array, np.ndarray) else array.get()
+    """The array in the memory of the CPU, through pinned memory: the GPU writes there itself."""
+    if isinstance(array, np.ndarray):
+        return array
+    pinned = importlib.import_module("cupyx").empty_pinned(array.shape, array.dtype)
+    host: NDArray[Any] = array.get(out=pinned)
     return host
 
 
@@ -90,9 +100,14 @@ def package(name: str, what: str) -> ModuleType:
     """The package; ``what`` is to be installed to have it.
 
     Raises:
-        StartError: it is missing.
+        StartError: it is missing, or a library that it needs.
     """
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise StartError(f"the package {name} is missing: pip install {what}") from error
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise StartError(f"the package {name} is missing: pip install {what}") from error
+        why = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise StartError(
+            f"the package {name} cannot be loaded ({why[0]}): pip install {what}"
+        ) from error

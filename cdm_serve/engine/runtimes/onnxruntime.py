@@ -14,6 +14,7 @@ from cdm_serve.engine.runtimes.runtime import Array, Arrays
 from cdm_serve.errors import StartError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ARENAS = {"cpu": "cpu", "cuda": "gpu"}
 TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -25,6 +26,10 @@ TYPES = {
 # An arena as large as what was asked for, instead of the next power of two; and kernels chosen
 # without trying out all of them, anew for every shape, in as much memory as they like.
 OPTIONS = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+# Of a run: what it has taken, and all before it, goes back at its end.
+GIVE_BACK = "memory.enable_memory_arena_shrinkage"
+# Shapes that a graph remembers to have met.
+SHAPES = 1024
 
 
 class OnnxRuntime:
@@ -82,7 +87,14 @@ class OnnxRuntime:
                 f"ONNX Runtime could not start {provider}: install the CUDA and cuDNN versions "
                 "that this onnxruntime-gpu asks for, `pip install 'cdm-serve[cuda]'`"
             )
-        return OnnxGraph(session, self._device, self._gpu)
+        once = self._onnxruntime.RunOptions()
+        number = 0 if self._gpu is None else self._gpu.device
+        once.add_run_config_entry(GIVE_BACK, f"{ARENAS[self._device]}:{number}")
+        return OnnxGraph(session, self._device, self._gpu, once)
+
+    def lost(self) -> bool:
+        """See ``Gpu``."""
+        return self._gpu is not None and self._gpu.lost()
 
     def to_host(self, array: Array) -> NDArray[Any]:
         """The array in the memory of the CPU."""
@@ -90,10 +102,20 @@ class OnnxRuntime:
 
 
 class OnnxGraph:
-    """A session whose inputs and outputs are bound where they lie."""
+    """A session whose inputs and outputs are bound where they lie.
 
-    def __init__(self, session: Any, device: str, gpu: Gpu | None) -> None:
+    Each has an arena of its own, which grows with every new shape: regions that were too small
+    stay, and the others' sessions cannot have them. So the first run of a shape, and the first
+    after one that failed, gives all back but the weights; what is run again takes what it needs.
+    One arena for all would be smaller, but they run at once, and ONNX Runtime gives memory that
+    one stream still works on to another (microsoft/onnxruntime#32342).
+    """
+
+    def __init__(self, session: Any, device: str, gpu: Gpu | None, once: Any) -> None:
+        """``once``: options of a run that gives back."""
         self._session = session
+        self._once = once
+        self._met: set[tuple[Any, ...]] = set()
         self._device = device
         self._gpu = gpu
         self._inputs = {each.name: np.dtype(TYPES[each.type]) for each in session.get_inputs()}
@@ -121,7 +143,16 @@ class OnnxGraph:
         for name in self._outputs:
             binding.bind_output(name, self._device, number)
         synchronize(arrays)
-        self._session.run_with_iobinding(binding)
+        shapes = tuple(array.shape for array in held.values())
+        options = None if shapes in self._met else self._once
+        if options is not None and len(self._met) == SHAPES:
+            self._met.clear()
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception:
+            self._met.clear()
+            raise
+        self._met.add(shapes)
         values = zip(self._outputs.items(), binding.get_outputs(), strict=True)
         return {name: _copy(value, dtype, arrays) for (name, dtype), value in values}
 

@@ -86,6 +86,10 @@ class OpenVino:
         lanes = [StaticGraph(self._core, model, narrow) for _ in range(LANES)]
         return StaticGraph(self._core, model, wide, lanes if cores >= LANES else ())
 
+    def lost(self) -> bool:
+        """A CPU is not."""
+        return False
+
     def to_host(self, array: Array) -> NDArray[Any]:
         """It is there."""
         host: NDArray[Any] = array

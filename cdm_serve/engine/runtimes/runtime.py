@@ -46,5 +46,8 @@ class Runtime(Protocol):
     def load(self, path: Path) -> Graph:
         """The graph in a file."""
 
+    def lost(self) -> bool:
+        """Whether the device does nothing more for this process, after an error."""
+
     def to_host(self, array: Array) -> NDArray[Any]:
         """The array in the memory of the CPU."""

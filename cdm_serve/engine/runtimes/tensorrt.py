@@ -1,6 +1,8 @@
 """TensorRT engines (version 11), built beforehand for this GPU."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +15,8 @@ from cdm_serve.engine.runtimes.runtime import Array, Arrays
 from cdm_serve.errors import StartError
 
 BUILD = "build them here with `cdm-export STUDENT --to tensorrt`"
+# Shapes of which a graph keeps its work, those met last.
+SHAPES = 64
 
 
 class TensorRt:
@@ -28,8 +32,7 @@ class TensorRt:
         Raises:
             StartError: a package or the GPU is missing, or they are not those of the engines.
         """
-        index = "--extra-index-url https://pypi.nvidia.com"
-        self._tensorrt = package("tensorrt", f"'cdm-serve[tensorrt]' {index}")
+        self._tensorrt = package("tensorrt", "'cdm-serve[tensorrt]'")
         self._gpu = Gpu(device)
         self.version: str = self._tensorrt.__version__
         if stamp is not None:
@@ -71,26 +74,54 @@ class TensorRt:
             raise StartError(
                 f"TensorRT {self.version} does not take {path} ({self._log.last}): {BUILD}"
             )
-        context = engine.create_execution_context()
-        if context is None:
+        try:
+            return TensorRtGraph(self._tensorrt, engine, self._gpu, self._log)
+        except MemoryError as error:
             raise StartError(
-                f"no memory on the GPU to run {path} ({self._log.last}): export it with a smaller "
+                f"no memory on the GPU to run {path} ({error}): export it with a smaller "
                 "--max-batch, or end what else uses the GPU"
-            )
-        return TensorRtGraph(self._tensorrt, engine, context, self._gpu, self._log)
+            ) from error
+
+    def lost(self) -> bool:
+        """See ``Gpu``."""
+        return self._gpu.lost()
 
     def to_host(self, array: Array) -> NDArray[Any]:
         """The array in the memory of the CPU."""
         return on_host(array)
 
 
-class TensorRtGraph:
-    """An engine with one execution context, on a stream of its own."""
+@dataclass(frozen=True)
+class Work:
+    """An engine's work for inputs of certain shapes, between arrays that stay where they are.
 
-    def __init__(self, tensorrt: ModuleType, engine: Any, context: Any, gpu: Gpu, log: Any) -> None:
+    ``graph`` is the same as a CUDA graph, which starts hundreds of kernels as one; None where it
+    could not be captured. The context is left alone from then on, as TensorRT asks.
+    """
+
+    context: Any
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    graph: Any
+
+
+class TensorRtGraph:
+    """An engine with an execution context for each shape, on a stream of its own."""
+
+    def __init__(self, tensorrt: ModuleType, engine: Any, gpu: Gpu, log: Any) -> None:
+        """Take the memory that any of its shapes needs; all have the same, one after the other.
+
+        Raises:
+            MemoryError: there is not enough.
+        """
         # The engine is kept: a context does not keep it alive.
-        self._engine, self._context, self._gpu, self._log = engine, context, gpu, log
-        self._stream = gpu.use().cuda.Stream(non_blocking=True)
+        self._engine, self._gpu, self._log = engine, gpu, log
+        self._works: OrderedDict[tuple[Any, ...], Work] = OrderedDict()
+        self._by_user = tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
+        cupy = gpu.use()
+        self._size: int = engine.device_memory_size_v2
+        self._memory = cupy.cuda.alloc(self._size)  # its OutOfMemoryError is a MemoryError
+        self._stream = cupy.cuda.Stream(non_blocking=True)
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         dtypes = {name: np.dtype(tensorrt.nptype(engine.get_tensor_dtype(name))) for name in names}
         inputs = [
@@ -116,24 +147,65 @@ class TensorRtGraph:
             RuntimeError: TensorRT refused the shapes or failed.
         """
         cupy = self._gpu.use()
-        held = {name: cupy.ascontiguousarray(array) for name, array in inputs.items()}
-        profile = self._profile({name: array.shape for name, array in held.items()})
-        if not self._context.set_optimization_profile_async(profile, self._stream.ptr):
-            raise RuntimeError(f"TensorRT did not change to profile {profile}: {self._log.last}")
-        for name, array in held.items():
-            if not self._context.set_input_shape(name, array.shape):
-                raise RuntimeError(f"the engine was not built for {name} of {array.shape}")
-            self._context.set_tensor_address(name, address(array))
-        outputs = {}
-        for name, dtype in self._outputs.items():
-            shape = tuple(self._context.get_tensor_shape(name))
-            outputs[name] = cupy.empty(shape, dtype)
-            self._context.set_tensor_address(name, address(outputs[name]))
+        key = tuple((name, array.shape) for name, array in sorted(inputs.items()))
+        if key not in self._works:
+            self._works[key] = self._prepare(dict(key))
+            if len(self._works) > SHAPES:
+                self._works.popitem(last=False)
+        self._works.move_to_end(key)
+        work = self._works[key]
+        for name, array in inputs.items():
+            work.inputs[name][...] = array
         synchronize(cupy)
-        if not self._context.execute_async_v3(self._stream.ptr):
-            raise RuntimeError(f"TensorRT failed: {self._log.last}")
+        if work.graph is None:
+            self._execute(work.context)
+        else:
+            work.graph.launch(self._stream)
         self._stream.synchronize()
-        return outputs
+        return {name: array.copy() for name, array in work.outputs.items()}
+
+    def _prepare(self, shapes: dict[str, tuple[int, ...]]) -> Work:
+        """A context for these shapes, run once, and captured."""
+        cupy = self._gpu.use()
+        context = self._engine.create_execution_context(self._by_user)
+        if context is None:
+            raise RuntimeError(f"TensorRT has no memory for {shapes}: {self._log.last}")
+        context.set_device_memory(self._memory.ptr, self._size)
+        profile = self._profile(shapes)
+        if not context.set_optimization_profile_async(profile, self._stream.ptr):
+            raise RuntimeError(f"TensorRT did not change to profile {profile}: {self._log.last}")
+        for name, shape in shapes.items():
+            if not context.set_input_shape(name, shape):
+                raise RuntimeError(f"the engine was not built for {name} of {shape}")
+        inputs = {name: cupy.zeros(shape, self._inputs[name]) for name, shape in shapes.items()}
+        outputs = {
+            name: cupy.empty(tuple(context.get_tensor_shape(name)), dtype)
+            for name, dtype in self._outputs.items()
+        }
+        for name, array in (inputs | outputs).items():
+            context.set_tensor_address(name, address(array))
+        synchronize(cupy)
+        # Not captured: here TensorRT works out what follows from the shapes.
+        self._execute(context)
+        self._stream.synchronize()
+        return Work(context, inputs, outputs, self._captured(context))
+
+    def _captured(self, context: Any) -> Any:
+        """The work of a context as a CUDA graph, or None: some layers wait for the CPU."""
+        try:
+            self._stream.begin_capture()
+            try:
+                self._execute(context)
+            finally:
+                graph = self._stream.end_capture()
+        except RuntimeError as error:  # as CUDA's errors are
+            print(f"TensorRT: no CUDA graph, its kernels are started one by one: {error}")
+            return None
+        return graph
+
+    def _execute(self, context: Any) -> None:
+        if not context.execute_async_v3(self._stream.ptr):
+            raise RuntimeError(f"TensorRT failed: {self._log.last}")
 
     def _profile(self, shapes: dict[str, tuple[int, ...]]) -> int:
         """The optimisation profile, one for each picture size, that holds these shapes."""
