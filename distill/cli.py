@@ -38,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except DistillError as error:
         console.print(f"cdm-distill: error: {error}", style="red", soft_wrap=True, markup=False)
         return 2
+    except KeyboardInterrupt:
+        console.print("stopped", style="red")
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 import warnings
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,8 @@ from distill.report import write_report
 from distill.student import save_student
 from distill.trainer import Trainer
 from distill.training import train
+
+_SAME_SIGNAL = 2.0  # seconds
 
 
 def distil(
@@ -52,6 +55,26 @@ def distil(
     if processes.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in float32
     console.quiet = not processes.main
+    try:
+        return _distil(recipe, folder, resume, console, processes, form)
+    except torch.OutOfMemoryError as error:
+        console.quiet = False  # the others are elsewhere, and their launcher only ends them
+        raise DistillError(
+            f"process {processes.rank} has no memory left on {processes.device} "
+            f"({str(error).partition('. ')[0]}): raise runtime.accumulate above "
+            f"{recipe.runtime.accumulate}, set runtime.gradient_checkpointing = true, shard the "
+            "networks or train with lora.rank; --dry-run counts what each takes"
+        ) from error
+
+
+def _distil(
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    console: Console,
+    processes: Processes,
+    form: type[Trainer],
+) -> int:
     there = checkpoint.found(folder)
     if there and not resume:
         raise DistillError(
@@ -68,13 +91,9 @@ def distil(
     with processes.together():
         log = RunLog(folder, trainer.updates, processes.main)
 
-    interrupted = _Interrupt()
-    with interrupted, TrainingProgress(console, recipe.updates, trainer.updates) as progress:
-
-        def stop() -> bool:
-            return processes.any(interrupted.asked())
-
-        train(trainer, folder, log, progress.report, stop)
+    progress = TrainingProgress(console, recipe.updates, trainer.updates)
+    with _Stop(console) as stop, progress:
+        train(trainer, folder, log, progress.report, lambda: processes.any(stop.asked))
     if trainer.updates < recipe.updates:
         console.print(f"stopped after update {trainer.updates}; continue with --resume")
         return 130
@@ -113,19 +132,34 @@ def trainer_of(recipe: Recipe, processes: Processes, form: type[Trainer] = Train
     return form(adapter, recipe, prompts, null, processes, weights)
 
 
-class _Interrupt:
-    """Turns the first Ctrl-C into a request; the second one is Python's own."""
+class _Stop:
+    """Turns Ctrl-C and SIGTERM into a request; another one seconds later ends the process at once.
 
-    def __enter__(self) -> None:
-        self._asked = False
-        self._before = signal.signal(signal.SIGINT, self._ask)
+    Not sooner: a launcher passes a terminal's Ctrl-C on to processes that have had it already.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._since: float | None = None
+
+    def __enter__(self) -> _Stop:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
+    @property
     def asked(self) -> bool:
-        return self._asked
+        return self._since is not None
 
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
-        self._asked = True
-        signal.signal(signal.SIGINT, self._before)
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+            self._console.print("stopping after this update; a second signal ends it at once")
+        elif time.monotonic() - self._since > _SAME_SIGNAL:
+            self._console.show_cursor()  # which the progress bar hides
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -126,7 +126,9 @@ class Processes:
         """Whether it is true anywhere; for what all processes must decide alike."""
         if self.count == 1:
             return flag
-        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+        flags = torch.tensor(float(flag))  # of the host's group: no device is waited for
+        dist.all_reduce(flags, group=self.host)
+        return bool(flags > 0)
 
     def share(self, count: int) -> list[int]:
         """The process's part of some rows: as many as any other's, so that a few come twice."""

@@ -32,8 +32,7 @@ def train(
         folder: for checkpoints and the teacher's samples.
         log: receives a record every ``log_every`` updates, evaluations and previews.
         report: called with every logged record.
-        stop: asked after every update; with several processes, which must agree, when there is
-            a record.
+        stop: asked before the first update and after each, alike in all processes.
 
     Raises:
         DistillError: a loss or gradient is no longer finite, the student's pictures have collapsed,
@@ -59,14 +58,14 @@ class _Loop:
         self.clock = time.perf_counter()
 
     def run(self, stop: Callable[[], bool]) -> None:
-        recipe, alone = self.recipe, self.trainer.processes.count == 1
+        recipe = self.recipe
         ends = self.trainer.updates >= recipe.updates or stop()
         while not ends:
             self.window.append(self.trainer.update())
             done = self.trainer.updates
             finished = done == recipe.updates
             logs = _every(recipe.log.log_every, done)
-            ends = finished or ((alone or logs) and stop())
+            ends = finished or stop()
             evaluates = self.evaluation and (finished or _every(recipe.evaluation.every, done))
             previews = _every(recipe.log.preview_every, done)
             saves = ends or _every(recipe.log.checkpoint_every, done)

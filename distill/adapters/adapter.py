@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -26,6 +28,26 @@ _OTHER_SAMPLERS = (
     "invert_sigmas",
     "stochastic_sampling",
 )
+_ADDS_NOISE = re.compile("LCM|TCD|Flash|stochastic|Ancestral")
+
+
+def check_scheduler(name: str, config: Mapping[str, Any]) -> None:
+    """That its steps are plain ones, told from its class and what it is configured with.
+
+    Raises:
+        DistillError: they are not.
+    """
+    wanted = FlowMatchEulerDiscreteScheduler.__name__
+    on = [option for option in _OTHER_SAMPLERS if config.get(option)]
+    if name == wanted and not on:
+        return
+    found = name + (f" with {' and '.join(on)}" if on else "")
+    noise = ", which adds noise after each" if _ADDS_NOISE.search(found) else ""
+    raise DistillError(
+        f"the scheduler {found} is not flow matching by plain Euler steps{noise}; expected "
+        f"{wanted}{' without it' if on else ''}: if the checkpoint was made for that, change "
+        "scheduler/scheduler_config.json"
+    )
 
 
 class Adapter(ABC):
@@ -48,11 +70,17 @@ class Adapter(ABC):
     half: ClassVar[torch.dtype]  # the type of two bytes in which the networks are sound
     optional: ClassVar[frozenset[str]] = frozenset()  # components that may be absent
     ignored: ClassVar[frozenset[str]] = frozenset()  # components that are never loaded
+    # What a single-file checkpoint calls text encoders, by component.
+    text_encoders: ClassVar[dict[str, str]] = {}
     # Whether the pipeline, called without sigmas, takes the scheduler's grid and not an even one.
     scheduler_grid: ClassVar[bool] = False
+    # Whether all that ``decode`` needs of the autoencoder is a scale and a shift of its own.
+    plain_latents: ClassVar[bool] = True
     # What the pipeline is called with; 1 is none. With a guidance embedding it is an input.
     guidance_scale: float = 1.0
     guidance_embedding = False
+    # Whether it edits: there is no condition of a prompt without a picture.
+    needs_picture: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -63,14 +91,7 @@ class Adapter(ABC):
         options: dict[str, Any],
     ) -> None:
         scheduler = pipeline.scheduler
-        if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or any(
-            map(scheduler.config.get, _OTHER_SAMPLERS)
-        ):
-            raise DistillError(
-                f"the scheduler {type(scheduler).__name__} is not flow matching by plain Euler "
-                "steps; expected FlowMatchEulerDiscreteScheduler with "
-                f"{', '.join(_OTHER_SAMPLERS)} off: change scheduler/scheduler_config.json"
-            )
+        check_scheduler(type(scheduler).__name__, scheduler.config)
         self.pipeline = pipeline
         self.max_sequence_length = max_sequence_length
         self._patch_size = patch_size
@@ -81,9 +102,26 @@ class Adapter(ABC):
     def encode(self, prompts: list[str]) -> Condition:
         """One row a prompt, as the pipeline encodes it; ``""`` is the null condition."""
 
+    def condition(self, prompts: list[str], pictures: Tensor | None = None) -> Condition:
+        """``encode``; where it ``needs_picture``, of ``pictures`` (B, 3, H, W) too."""
+        return self.encode(prompts)
+
     @abstractmethod
     def empty_condition(self, rows: int) -> Condition:
         """Tensors without contents of the shapes that ``encode`` gives."""
+
+    def views(self, height: int, width: int) -> list[tuple[int, int, str]]:
+        """How the text encoder's picture is made of one of a size, where it ``needs_picture``.
+
+        Width, height and Pillow's filter of every resize, in turn.
+        """
+        return []
+
+    def condition_shapes(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        """Of one row for a picture of a size, by name."""
+        return {
+            name: tuple(each.shape[1:]) for name, each in self.empty_condition(1).tensors.items()
+        }
 
     @abstractmethod
     def velocity(self, model: nn.Module, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -184,6 +222,13 @@ class Adapter(ABC):
         pictures: Tensor = vae.decode(scaled, return_dict=False)[0]
         return pictures.float()
 
+    def with_vae(self, vae: nn.Module) -> Self:
+        """The same around another autoencoder for the same latents."""
+        other = copy.copy(self)
+        other.pipeline = copy.copy(self.pipeline)
+        other.pipeline.vae = vae
+        return other
+
     @property
     def encodes_pictures(self) -> bool:
         """Whether the VAE has an encoder."""
@@ -206,18 +251,21 @@ class Adapter(ABC):
         width: int,
         generator: torch.Generator,
         grid: Grid = "even",
+        image: Any = None,
     ) -> Any:
-        """The pipeline's own picture by ``steps`` steps, as PIL, without guidance by two passes."""
+        """The pipeline's own picture by ``steps`` steps, as PIL, without guidance by two passes.
+
+        Where it ``needs_picture``, of ``image``, as PIL.
+        """
         options = {"guidance_scale": self.guidance_scale} | self._options
         return self.pipeline(
             prompt=prompt,
-            height=height,
-            width=width,
             num_inference_steps=steps,
             sigmas=None if grid == "default" else _given(steps, grid),
             generator=generator,
             output_type="pil",
             **options,
+            **({"image": image} if self.needs_picture else {"height": height, "width": width}),
         ).images[0]
 
     def _unit_timestep(self, sigma: Tensor, x: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ configuration with that of a model of billions of weights, a missing vocabulary 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +21,25 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
-from transformers import CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoImageProcessor,
+    CLIPTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
+from distill.adapters.single_file import SingleFile
 from distill.errors import DistillError
 
 Components = dict[str, tuple[str, str]]  # name -> library, class
+
+
+@dataclass(frozen=True)
+class PictureProcessor:
+    """A processor's half for pictures, by Pillow; that for videos would need torchvision."""
+
+    image_processor: Any
 
 
 def check_files(folder: Path, components: Components) -> None:
@@ -34,7 +50,7 @@ def check_files(folder: Path, components: Components) -> None:
     """
     for name, entry in components.items():
         place = folder / name
-        component_class = _class(place, *entry)
+        component_class = class_of(place, *entry)
         if not place.is_dir():
             raise DistillError(f"{folder} is incomplete: model_index.json lists {name}")
         if issubclass(component_class, nn.Module):
@@ -49,24 +65,40 @@ def check_files(folder: Path, components: Components) -> None:
 
 
 def load_components(
-    folder: Path, components: Components, dtype: torch.dtype | None
+    folder: Path,
+    components: Components,
+    dtype: torch.dtype | None,
+    single_file: SingleFile | None = None,
 ) -> dict[str, Any]:
     """Every component, those with weights in ``dtype``; None is that of each one's files.
+
+    Args:
+        folder: of the pipeline.
+        components: to be loaded.
+        dtype: of all weights.
+        single_file: its networks are taken instead of the folder's.
 
     Raises:
         DistillError: a file is missing or damaged, or lacks a weight of the network.
     """
     loaded: dict[str, Any] = {}
-    for name, entry in components.items():
-        component_class = _class(folder / name, *entry)
-        load = _load_network if issubclass(component_class, nn.Module) else _load
+    parts = (
+        [] if single_file is None else [name for name in single_file.parts if name in components]
+    )
+    for name in dict.fromkeys([*parts, *components]):  # what may not fit the folder comes first
+        component_class, place = class_of(folder / name, *components[name]), folder / name
         try:
             with _quiet():
-                loaded[name] = load(component_class, folder / name, dtype)
+                if single_file is not None and name in parts:
+                    loaded[name] = single_file.load(name, component_class, place, dtype)
+                elif issubclass(component_class, nn.Module):
+                    loaded[name] = _load_network(component_class, place, dtype)
+                else:
+                    loaded[name] = _load(component_class, place)
         except DistillError:
             raise
         except Exception as error:  # each of the libraries below raises its own kinds
-            raise DistillError(f"{folder / name} cannot be loaded: {first_line(error)}") from error
+            raise DistillError(f"{place} cannot be loaded: {first_line(error)}") from error
     for name, part in loaded.items():
         if name == "vae" and part.config.get("shift_factor", 0.0) is None:
             part.register_to_config(shift_factor=0.0)  # the pipelines add it as it is
@@ -98,9 +130,9 @@ def load_shapes(path_or_name: str, components: Components) -> dict[str, Any]:
 
 
 def _shape(path_or_name: str, name: str, library: str, class_name: str) -> Any:
-    component_class = _class(Path(path_or_name) / name, library, class_name)
+    component_class = class_of(Path(path_or_name) / name, library, class_name)
     if not issubclass(component_class, nn.Module):
-        return component_class.from_pretrained(path_or_name, subfolder=name)
+        return _load(component_class, path_or_name, subfolder=name)
     with torch.device("meta"):
         if library == "transformers":
             config = component_class.config_class.from_pretrained(path_or_name, subfolder=name)
@@ -110,6 +142,12 @@ def _shape(path_or_name: str, name: str, library: str, class_name: str) -> Any:
         )
 
 
+def _load(component_class: Any, place: Path | str, **where: str) -> Any:
+    if issubclass(component_class, ProcessorMixin):
+        return PictureProcessor(AutoImageProcessor.from_pretrained(place, backend="pil", **where))
+    return component_class.from_pretrained(place, **where)
+
+
 def weight_files(place: Path) -> list[Path]:
     """A component's safetensors files, those of the variant that is loaded."""
     middle = f".{variant}" if (variant := _variant(place)) else ""
@@ -117,10 +155,6 @@ def weight_files(place: Path) -> list[Path]:
         rf"(model|diffusion_pytorch_model){middle}(-\d{{5}}-of-\d{{5}})?\.safetensors"
     )
     return [path for path in sorted(place.glob("*.safetensors")) if name.fullmatch(path.name)]
-
-
-def _load(component_class: Any, place: Path, _: torch.dtype | None) -> Any:
-    return component_class.from_pretrained(place)
 
 
 def _stored_dtype(place: Path) -> torch.dtype:
@@ -173,7 +207,12 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _class(place: Path, library: str, name: str) -> Any:
+def class_of(place: Path, library: str, name: str) -> Any:
+    """The class that ``model_index.json`` names for a component's folder.
+
+    Raises:
+        DistillError: neither diffusers nor transformers has it.
+    """
     found = None
     if library in ("diffusers", "transformers"):
         found = getattr(importlib.import_module(library), name, None)
@@ -183,6 +222,12 @@ def _class(place: Path, library: str, name: str) -> Any:
             "expected one of diffusers or transformers"
         )
     return found
+
+
+def unknown_keys(part: Any) -> list[str]:
+    """What a component's configuration says that its class in diffusers knows nothing of."""
+    known = inspect.signature(type(part).__init__).parameters
+    return sorted(key for key in part.config if not key.startswith("_") and key not in known)
 
 
 def _check_config(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ class FluxAdapter(Adapter):
     name = "flux"
     half = torch.bfloat16  # activations of the blocks leave float16's range
     ignored = frozenset({"image_encoder", "feature_extractor"})  # of IP adapters
+    text_encoders: ClassVar[dict[str, str]] = {
+        "text_encoder": "clip_l",
+        "text_encoder_2": "t5xxl",
+    }
 
     def __init__(self, pipeline: Any, max_sequence_length: int | None = None) -> None:
         config = pipeline.transformer.config

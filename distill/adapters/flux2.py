@@ -11,7 +11,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from distill.adapters.adapter import Adapter
 from distill.adapters.condition import Condition
-from distill.adapters.language import without_logits
+from distill.adapters.language import check_chat, without_logits
 from distill.adapters.packing import grid_ids
 from distill.errors import DistillError
 
@@ -28,12 +28,18 @@ class Flux2KleinAdapter(Adapter):
     Args:
         pipeline: the pipeline whose components are used as they are.
         max_sequence_length: text tokens, the chat's template included; 512 unless given.
+
+    Raises:
+        DistillError: a tokenizer without a chat's template, or a scheduler that ``Adapter``
+            refuses.
     """
 
     name = "flux2-klein"
+    plain_latents = False
     half = torch.bfloat16  # Qwen's activations leave float16's range
 
     def __init__(self, pipeline: Any, max_sequence_length: int | None = None) -> None:
+        check_chat(pipeline.tokenizer)
         length = 512 if max_sequence_length is None else max_sequence_length
         options = {"max_sequence_length": length}
         super().__init__(pipeline, 1, pipeline.transformer.config.in_channels, length, options)

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
+
+from distill.errors import DistillError
+
+
+def check_chat(tokenizer: Any) -> None:
+    """That it knows how a chat is written.
+
+    Raises:
+        DistillError: it has no template.
+    """
+    if tokenizer.chat_template is None:
+        raise DistillError(
+            f"the tokenizer in {tokenizer.name_or_path} has no chat template, in which prompts are "
+            "encoded; expected one in chat_template.jinja or tokenizer_config.json"
+        )
 
 
 @contextmanager

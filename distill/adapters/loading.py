@@ -6,21 +6,24 @@ import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
-from distill.adapters.adapter import Adapter
+from distill.adapters.adapter import Adapter, check_scheduler
 from distill.adapters.components import (
     Components,
     check_files,
+    class_of,
     first_line,
     load_components,
     load_shapes,
 )
 from distill.adapters.registry import ARCHITECTURES, OTHER_STEPS, adapter_class
+from distill.adapters.single_file import SingleFile
 from distill.errors import DistillError
 
 
@@ -28,6 +31,7 @@ def load_adapter(
     path_or_name: str,
     dtype: torch.dtype | None = torch.float32,
     max_sequence_length: int | None = None,
+    single_file: Path | None = None,
 ) -> Adapter:
     """Load a pipeline by folder or hub name, with all weights in ``dtype``.
 
@@ -39,6 +43,7 @@ def load_adapter(
         dtype: of all weights; None leaves each component its files' own, mapped into memory: all
             processes of a machine share them, and what is not read takes none.
         max_sequence_length: text tokens; None takes what the pipeline takes.
+        single_file: a checkpoint in one file, whose networks are taken instead of the pipeline's.
 
     Raises:
         DistillError: nothing there, not a known flow-matching pipeline, incomplete or damaged.
@@ -46,7 +51,11 @@ def load_adapter(
     parts = _parts(path_or_name)
     folder = pipeline_folder(path_or_name)
     check_files(folder, parts.components)
-    loaded = load_components(folder, parts.components, dtype)
+    inside = None
+    if single_file is not None:
+        text_encoders = adapter_class(parts.pipeline.__name__).text_encoders
+        inside = SingleFile(single_file, text_encoders)
+    loaded = load_components(folder, parts.components, dtype, inside)
     _restore_shift(folder / "cdm.json", loaded)
     return parts.adapter(loaded, max_sequence_length)
 
@@ -80,11 +89,12 @@ def pipeline_folder(path_or_name: str) -> Path:
     """The local folder of a pipeline; for a hub name that of its download.
 
     Raises:
-        DistillError: the download failed.
+        DistillError: it is not downloaded, since it cannot be taken, or the download failed.
     """
     folder = Path(path_or_name)
     if folder.is_dir():
         return folder
+    _parts(path_or_name)
     try:
         return Path(DiffusionPipeline.download(path_or_name))
     except Exception as error:  # each of the libraries below raises its own kinds
@@ -166,6 +176,21 @@ def _parts(path_or_name: str) -> _Parts:
             f"{path_or_name}: model_index.json lists no {' and no '.join(missing)}, which "
             f"{class_name} needs"
         )
+    try:
+        text = Path(path_or_name, "scheduler", "scheduler_config.json").read_text(encoding="utf-8")
+        settings = dict(json.loads(text))
+    except (OSError, ValueError, TypeError):
+        settings = {}  # a hub name, or a file that diffusers says more of
+    check_scheduler(components["scheduler"][1], settings)
+    wanted = get_type_hints(pipeline.__init__)
+    for name, entry in components.items():
+        # Of tokenizers the hints are not meant so strictly.
+        found, hint = class_of(Path(path_or_name) / name, *entry), wanted[name]
+        if issubclass(found, nn.Module) and not issubclass(found, hint):
+            raise DistillError(
+                f"{path_or_name}: model_index.json has {found.__name__} as {name}; {class_name} "
+                f"takes {hint.__name__}"
+            )
     return _Parts(pipeline, components)
 
 

@@ -69,18 +69,23 @@ class LongCatAdapter(Adapter):
         return Condition({"prompt_embeds": torch.empty(rows, self.max_sequence_length, width)})
 
     def velocity(self, model: nn.Module, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """Of latents that are not packed."""
+        """Of latents that are not packed; a ``picture`` (B, C, h, w) is further tokens."""
         rows, columns = x.shape[2] // PATCH, x.shape[3] // PATCH
         prompt_embeds = condition.tensors["prompt_embeds"]
+        text = prompt_embeds.shape[1]
+        tokens, ids = pack(x), _image_ids(1, rows, columns, text, x.device)
+        if (picture := condition.tensors.get("picture")) is not None:
+            tokens = torch.cat([tokens, pack(picture)], dim=1)
+            ids = torch.cat([ids, _image_ids(2, rows, columns, text, x.device)])
         velocity: Tensor = model(
-            hidden_states=pack(x),
+            hidden_states=tokens,
             timestep=self._unit_timestep(sigma, x),
             encoder_hidden_states=prompt_embeds,
-            txt_ids=_text_ids(prompt_embeds.shape[1], x.device),
-            img_ids=_image_ids(rows, columns, self.max_sequence_length, x.device),
+            txt_ids=_text_ids(text, x.device),
+            img_ids=ids,
             return_dict=False,
         )[0]
-        return unpack(velocity, rows, columns)
+        return unpack(velocity[:, : rows * columns], rows, columns)
 
     def guided(self, with_prompt: Tensor, without: Tensor, scale: float) -> Tensor:
         """Guidance, then every image token scaled down to its length in ``with_prompt``."""
@@ -96,10 +101,11 @@ def _text_ids(tokens: int, device: torch.device) -> Tensor:
     return torch.stack([torch.zeros_like(number), number, number], dim=-1)
 
 
-def _image_ids(rows: int, columns: int, start: int, device: torch.device) -> Tensor:
-    """Positions of the image tokens, (rows * columns, 3): modality 1, row and column.
+def _image_ids(modality: int, rows: int, columns: int, start: int, device: torch.device) -> Tensor:
+    """Positions of the image tokens, (rows * columns, 3): modality, row and column.
 
-    Both count from ``start``, behind the text.
+    1 is what is drawn, 2 a picture that came in. The latter two count from ``start``, behind the
+    text.
     """
     row, column = grid_ids(rows, columns, device)
-    return torch.stack([torch.ones_like(row), row + start, column + start], dim=-1)
+    return torch.stack([torch.full_like(row, modality), row + start, column + start], dim=-1)

@@ -33,6 +33,7 @@ class QwenImageAdapter(Adapter):
     """
 
     name = "qwen-image"
+    plain_latents = False
     half = torch.bfloat16  # Qwen's activations leave float16's range
 
     def __init__(self, pipeline: Any, max_sequence_length: int | None = None) -> None:

@@ -12,6 +12,10 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
         "distill.adapters.longcat:LongCatAdapter",
         "export.architectures.longcat:LongCat",
     ),
+    "LongCatImageEditPipeline": (
+        "distill.adapters.longcat_edit:LongCatEditAdapter",
+        "export.architectures.longcat_edit:LongCatEdit",
+    ),
     "FluxPipeline": ("distill.adapters.flux:FluxAdapter", "export.architectures.flux:Flux"),
     "Flux2KleinPipeline": (
         "distill.adapters.flux2:Flux2KleinAdapter",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ class Sd3Adapter(Adapter):
     name = "sd3"
     half = torch.float16
     optional = frozenset({"text_encoder_3", "tokenizer_3"})
+    text_encoders: ClassVar[dict[str, str]] = {
+        "text_encoder": "clip_l",
+        "text_encoder_2": "clip_g",
+        "text_encoder_3": "t5xxl",
+    }
     scheduler_grid = True
 
     def __init__(self, pipeline: Any, max_sequence_length: int | None = None) -> None:

@@ -9,10 +9,11 @@ import torch
 from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 from torch import Tensor, nn
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
+from transformers import Qwen3PreTrainedModel
 
 from distill.adapters.adapter import Adapter
 from distill.adapters.condition import Condition
-from distill.adapters.language import without_logits
+from distill.adapters.language import check_chat, without_logits
 from distill.adapters.packing import grid_ids
 from distill.errors import DistillError
 
@@ -33,7 +34,8 @@ class ZImageAdapter(Adapter):
             unless given.
 
     Raises:
-        DistillError: another text length, other patches, or a scheduler that ``Adapter`` refuses.
+        DistillError: another text encoder or length, other patches, a tokenizer without a chat's
+            template, or a scheduler that ``Adapter`` refuses.
     """
 
     name = "z-image"
@@ -41,7 +43,12 @@ class ZImageAdapter(Adapter):
     guidance_scale = 0.0  # the pipeline's number for none
 
     def __init__(self, pipeline: Any, max_sequence_length: int | None = None) -> None:
-        transformer = pipeline.transformer
+        transformer, encoder = pipeline.transformer, pipeline.text_encoder
+        if not isinstance(encoder, Qwen3PreTrainedModel):  # of which the pipeline says nothing
+            raise DistillError(
+                f"the text encoder is a {type(encoder).__name__}; expected Z-Image's, a Qwen3Model"
+            )
+        check_chat(pipeline.tokenizer)
         length = _LONGEST_TEXT if max_sequence_length is None else max_sequence_length
         if length % SEQ_MULTI_OF or not 1 <= length <= _LONGEST_TEXT:
             raise DistillError(

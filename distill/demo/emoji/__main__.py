@@ -2,6 +2,6 @@
 
 import sys
 
-from distill.demo.emoji.commands import main
+from distill.demo.emoji.cli import main
 
 sys.exit(main())

@@ -1,22 +1,15 @@
-"""Make the emoji teacher, and look at what it draws.
+"""The commands of ``python -m distill.demo.emoji``; their parameters are its options."""
 
-A training goes on from its last checkpoint when the same call is made again; --minutes ends a call.
-"""
-
-import argparse
-import inspect
 import json
-import sys
 import textwrap
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, get_args
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusion3Pipeline
 
 from distill.adapters import load_adapter
 from distill.cli import whole_number
@@ -34,6 +27,7 @@ from distill.demo.emoji.score import (
 from distill.demo.emoji.sprites import render_sheet
 from distill.demo.emoji.teacher import PREVIEW_PROMPTS, sample_pictures, train_teacher
 from distill.demo.emoji.text import new_tokenizer
+from distill.demo.emoji.tiny import decoder_psnr, held_out_latents, train_tiny
 from distill.demo.emoji.training import Plan
 from distill.demo.emoji.vae import reconstruction_psnr, train_decoder, train_vae
 from distill.demo.emoji.vocabulary import SUBJECTS
@@ -42,18 +36,6 @@ from distill.errors import DistillError
 from distill.files import whole_file, whole_folder
 from distill.parallel import Processes
 
-
-def _positive(text: str) -> float:
-    """An argparse type for a number above zero."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
-    return value
-
-
 _ALL = len(SUBJECTS)
 Count = Annotated[int, whole_number(1)]
 Subjects = Annotated[int, whole_number(2, _ALL)]
@@ -61,11 +43,13 @@ Subjects = Annotated[int, whole_number(2, _ALL)]
 _FALLING = replace(Plan.optimiser, decay=0.5)
 VAE_PLAN = Plan(3000, 16, 1e-3, replace(_FALLING, beta2=0.99, weight_decay=0.0), ema=0.995)
 DECODER_PLAN = replace(VAE_PLAN, steps=6000)
+TINY_PLAN = replace(VAE_PLAN, steps=5000, batch=32)
 TEACHER_PLAN = Plan(6000, 64, 1e-3)
 JUDGE_PLAN = Plan(3000, 96, 1.5e-3, replace(_FALLING, weight_decay=0.02), ema=0.995)
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 PAIRS = 0.4  # share of captions with two subjects
 PROMPT_SEED = 3  # no training draws its pictures from it
+_COMPARED = 200  # pictures by which a tiny decoder is compared with the full one
 _JUDGED = 4000  # pictures on which the judge's own accuracy is measured
 _MODELS, _RUNS = Path("models"), Path("runs")
 
@@ -101,6 +85,23 @@ def decoder(
         raise DistillError(f"{place} is better and stays; train longer, with more --steps")
     with whole_folder(place) as temporary:
         trained.to(torch.float16).save_pretrained(temporary)
+
+
+def tiny(
+    pipeline: Path,
+    plan: Plan = TINY_PLAN,
+    folder: Path = _RUNS / "emoji-tiny",
+    out: Path = _MODELS / "emoji-tiny-decoder",
+) -> None:
+    """Distil a pipeline's VAE decoder into a small one, for previews and quick pictures."""
+    full = _load_vae(pipeline / "vae")
+    trained = train_tiny(folder, plan, full)
+    if not Processes().main:
+        return
+    psnr = decoder_psnr(trained, full, held_out_latents(full))
+    with whole_folder(out) as temporary:
+        trained.to(torch.float16).save_pretrained(temporary)
+    print(f"{psnr:.2f} dB from the full decoder on held-out latents: {out}")
 
 
 def teacher(
@@ -173,16 +174,30 @@ def score(
     seed: int = 0,
     out: Path | None = None,
     grid: Path | None = None,
+    decoder: Path | None = None,
 ) -> None:
     """Judge a pipeline on captions kept from training.
 
-    --out writes the scores as JSON, --grid pictures, the wrong ones in red frames.
+    --out writes the scores as JSON, --grid pictures, the wrong ones in red frames. With --decoder
+    a tiny one makes the pictures, and is compared with the pipeline's own.
     """
     network, compositions = load_judge(judge), held_out(prompts, subjects, seed)
-    scores, pictures = score_pipeline(
-        _load_pipeline(pipeline), network, compositions, steps, guidance, seed
-    )
+    drawing = _load_pipeline(pipeline)
+    full = drawing.vae
+    compared: dict[str, Any] = {}
+    if decoder:
+        small = AutoencoderTiny.from_pretrained(decoder, torch_dtype=torch.float32).to(full.device)
+        captions = [each.caption for each in compositions[:_COMPARED]]
+        sampled = sample_pictures(drawing, captions, steps, guidance, seed, "latent")
+        of = {"held_out": held_out_latents(full), "drawn": sampled.to(full.device)}
+        psnr = {name: round(decoder_psnr(small, full, latents), 2) for name, latents in of.items()}
+        compared = {"decoder": str(decoder), "decoder_psnr_db": psnr}
+        drawing.register_modules(vae=small)
+    scores, pictures = score_pipeline(drawing, network, compositions, steps, guidance, seed, full)
+    scores |= compared
     print_scores(scores, f"{pipeline}, {steps} steps")
+    for name, decibels in compared.get("decoder_psnr_db", {}).items():
+        print(f"{decibels:.2f} dB from the full decoder on latents, {name}")
     if out:
         asked = {"steps": steps, "guidance": guidance, "subjects": subjects, "seed": seed}
         judged = {"judge": json.loads((judge / "judge.json").read_text())["held_out_accuracy"]}
@@ -235,54 +250,4 @@ def _load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
     return loaded
 
 
-_PLANNED = {
-    "steps": whole_number(1),
-    "batch": whole_number(1),
-    "rate": _positive,
-    "minutes": _positive,
-}
-COMMANDS = (sprites, vae, decoder, teacher, prompts, judge, score, gallery)
-
-
-def _parser() -> argparse.ArgumentParser:
-    """A command for each function above, an option for each of its parameters."""
-    parser = argparse.ArgumentParser(prog="python -m distill.demo.emoji", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    for function in COMMANDS:
-        text = inspect.getdoc(function) or ""
-        first = text.splitlines()[0]
-        command = commands.add_parser(function.__name__, help=first, description=text)
-        command.set_defaults(run=function)
-        command.add_argument("--threads", type=whole_number(1), help="of the CPU (all cores)")
-        for name, parameter in inspect.signature(function).parameters.items():
-            kind, default = parameter.annotation, parameter.default
-            if default is parameter.empty:
-                command.add_argument(name, type=kind)
-            elif kind is Plan:
-                command.set_defaults(plan=default)
-                for each, type_ in _PLANNED.items():
-                    command.add_argument(f"--{each}", type=type_, default=getattr(default, each))
-            else:
-                if isinstance(kind, UnionType):  # with None
-                    kind = get_args(kind)[0]
-                kind = getattr(kind, "__metadata__", [kind])[0]
-                option = f"--{name.rstrip('_')}"
-                command.add_argument(option, dest=name, type=kind, default=default)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; return its exit status."""
-    arguments = vars(_parser().parse_args(argv))
-    run, threads = arguments.pop("run"), arguments.pop("threads")
-    if "plan" in arguments:
-        planned = {each: arguments.pop(each) for each in _PLANNED}
-        arguments["plan"] = replace(arguments["plan"], **planned)
-    if threads:
-        torch.set_num_threads(threads)
-    try:
-        run(**arguments)
-    except DistillError as error:
-        print(f"distill.demo.emoji: {error}", file=sys.stderr)
-        return 2
-    return 0
+COMMANDS = (sprites, vae, decoder, tiny, teacher, prompts, judge, score, gallery)

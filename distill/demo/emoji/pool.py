@@ -43,9 +43,9 @@ def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
     return normalised
 
 
-def draw_pool(subjects: int, singles: int, pairs: int, seed: int = 0) -> list[Composition]:
+def draw_pool(subjects: int, singles: int, pairs: int) -> list[Composition]:
     """Draw compositions of one subject, then of two."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     shares = [0.0] * singles + [1.0] * pairs
     return [draw_composition(rng, subjects, share) for share in shares]
 
@@ -60,7 +60,7 @@ def latent_pool(
 ) -> LatentPool:
     """Draw and encode the pool, or read it from ``path`` when that holds this very pool."""
     processes = Processes()
-    made_of = f"{subjects} subjects, {singles} + {pairs} pictures, VAE {_hash(vae)}"
+    made_of = f"{subjects} subjects, {singles} + {pairs} pictures, VAE {weights_sha256(vae)}"
     if processes.main and read_tensors(path, made_of) is None:
         compositions = draw_pool(subjects, singles, pairs)
         pictures = PicturePool(compositions, vae.device)
@@ -80,7 +80,8 @@ def latent_pool(
     return LatentPool(kept["latents"].to(vae.device), kept["ids"].to(vae.device), singles)
 
 
-def _hash(vae: AutoencoderKL) -> str:
+def weights_sha256(vae: AutoencoderKL) -> str:
+    """Hex digest of an autoencoder's weights."""
     digest = hashlib.sha256()
     for weight in vae.state_dict().values():
         digest.update(weight.cpu().contiguous().numpy().tobytes())

@@ -122,17 +122,17 @@ def score_pictures(
     }
 
 
-def held_out(count: int, subjects: int, seed: int = 0, pairs: float = 0.5) -> list[Composition]:
+def held_out(count: int, subjects: int, seed: int = 0) -> list[Composition]:
     """Draw ``count`` compositions of the first ``subjects`` words that no training ever saw."""
     rng = np.random.default_rng(seed)
-    return [draw_composition(rng, subjects, pairs, held_out=True) for _ in range(count)]
+    return [draw_composition(rng, subjects, 0.5, held_out=True) for _ in range(count)]
 
 
-def judge_accuracy(judge: JudgeNetwork, count: int, seed: int = 0) -> dict[str, dict[str, float]]:
+def judge_accuracy(judge: JudgeNetwork, count: int) -> dict[str, dict[str, float]]:
     """Return the judge's own accuracy on drawn held-out pictures, as drawn and softened."""
-    compositions = held_out(count, len(SUBJECTS), seed)
-    pictures = drawn(compositions, seed)
-    softened = soften(pictures, torch.Generator().manual_seed(seed))
+    compositions = held_out(count, len(SUBJECTS))
+    pictures = drawn(compositions, 0)
+    softened = soften(pictures, torch.Generator().manual_seed(0))
     accuracy = {}
     for name, seen in {"drawn": pictures, "softened": softened}.items():
         verdict = right(look(judge, seen)[1], compositions)
@@ -170,16 +170,17 @@ def score_pipeline(
     steps: int,
     guidance: float,
     seed: int = 0,
+    vae: "AutoencoderKL | None" = None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Return the scores and the pictures they are of.
 
     Beside what ``score_pictures`` gives: ``through_vae``, the accuracy on drawn pictures that only
-    passed through the pipeline's VAE, and the seconds of sampling.
+    passed through the VAE, the pipeline's unless it is given, and the seconds of sampling.
     """
     started = time.perf_counter()
     pictures = sample_all(pipeline, compositions, steps, guidance, seed)
     seconds = time.perf_counter() - started
-    _, found = look(judge, restored(pipeline.vae, drawn(compositions, seed)))
+    _, found = look(judge, restored(vae or pipeline.vae, drawn(compositions, seed)))
     verdict = right(found, compositions)
     scores = {
         **score_pictures(pictures, compositions, judge, seed),

@@ -141,14 +141,13 @@ def train_teacher(
     pool: LatentPool,
     pairs: float,
     older: Path | None = None,
-    seed: int = 0,
 ) -> Teacher:
     """Train on the pool and return the averaged teacher.
 
     One subject a picture at first; pairs join at 40 % of the steps, with the share ``pairs``. What
     starts from an ``older`` teacher's pipeline has pairs at once.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     device = pool.ids.device
     empty = token_ids(tokenizer, [""]).to(device)
     teacher = Teacher(tokenizer)
@@ -158,7 +157,7 @@ def train_teacher(
     pairs_from = 0.0 if older else 0.4
 
     def loss_at(draw: int, count: int) -> Losses:
-        generator = torch.Generator(device).manual_seed(seed + draw)
+        generator = torch.Generator(device).manual_seed(draw)
         share = pairs * (draw * count >= pairs_from * plan.steps * plan.batch)
         is_pair = torch.rand(count, generator=generator, device=device) < share
         uniform = torch.rand(count, generator=generator, device=device)
@@ -183,8 +182,13 @@ def sample_pictures(
     steps: int = 28,
     guidance_scale: float = 3.5,
     seed: int = 0,
+    output_type: str = "pt",
 ) -> Tensor:
-    """Sample one picture a prompt, ``(B, 3, 64, 64)`` in [0, 1]; picture i has ``seed + i``."""
+    """Sample one picture a prompt, ``(B, 3, 64, 64)`` in [0, 1]; picture i has ``seed + i``.
+
+    With ``output_type="latent"`` the latents instead, ``(B, 8, 16, 16)``, as the transformer has
+    them.
+    """
     generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
     with torch.autocast(pipeline.device.type, torch.bfloat16):
         images: Tensor = pipeline(
@@ -194,6 +198,6 @@ def sample_pictures(
             guidance_scale=guidance_scale,
             max_sequence_length=0,
             generator=generators,
-            output_type="pt",
+            output_type=output_type,
         ).images
     return images.float().cpu()

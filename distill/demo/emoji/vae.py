@@ -48,14 +48,20 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def _draw(seed: int, count: int, held_out: bool = False) -> list[Composition]:
+def compositions(seed: int, count: int, held_out: bool = False) -> list[Composition]:
+    """Draw what pictures are to show, of the whole vocabulary."""
     rng = np.random.default_rng(seed)
     return [draw_composition(rng, len(SUBJECTS), PAIRS, held_out) for _ in range(count)]
 
 
 def _pictures(seed: int, count: int, held_out: bool = False) -> Tensor:
     """``(count, 3, 64, 64)`` in [-1, 1], of the whole vocabulary."""
-    return 2 * drawn(_draw(seed, count, held_out), seed) - 1
+    return 2 * drawn(compositions(seed, count, held_out), seed) - 1
+
+
+def held_out_pictures() -> Tensor:
+    """256 in [-1, 1], of combinations that no training saw."""
+    return _pictures(_HELD_OUT_SEED, _HELD_OUT, held_out=True)
 
 
 def _edge_difference(restored: Tensor, images: Tensor) -> Tensor:
@@ -96,27 +102,27 @@ def _restored(vae: nn.Module, images: Tensor) -> Tensor:
 
 def _preview(vae: nn.Module, device: torch.device) -> Tensor:
     """Held-out pictures in [0, 1], each beside what the autoencoder makes of it."""
-    images = _pictures(_HELD_OUT_SEED, 18, held_out=True).to(device)
+    images = held_out_pictures()[:18].to(device)
     return torch.stack([images, _restored(vae, images)], 1).flatten(0, 1) / 2 + 0.5
 
 
 def reconstruction_psnr(vae: AutoencoderKL) -> float:
     """Return the mean PSNR in dB over held-out pictures."""
-    images = _pictures(_HELD_OUT_SEED, _HELD_OUT, held_out=True).to(vae.device)
+    images = held_out_pictures().to(vae.device)
     restored = torch.cat([_restored(vae, batch) for batch in torch.split(images, 32)])
     error = (restored.clamp(-1, 1) - images).div(2).square().mean(dim=(1, 2, 3))
     return float((-10 * error.clamp_min(1e-10).log10()).mean())
 
 
-def train_vae(run: Path, plan: Plan, seed: int = 0) -> AutoencoderKL:
+def train_vae(run: Path, plan: Plan) -> AutoencoderKL:
     """Train the autoencoder and set its scaling and shift so that latents have unit variance."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     device = Processes().device
     vae = new_vae().to(device, memory_format=torch.channels_last)
-    pool = PicturePool(_draw(seed, _POOL), device)
+    pool = PicturePool(compositions(0, _POOL), device)
 
     def loss_at(draw: int, count: int) -> Losses:
-        images, generator = _batch(pool, seed + draw, count)
+        images, generator = _batch(pool, draw, count)
         noise = torch.randn((count, 8, 16, 16), generator=generator, device=device)
         with torch.autocast(device.type, torch.bfloat16):
             return vae_losses(vae, images, noise)
@@ -133,15 +139,15 @@ def train_vae(run: Path, plan: Plan, seed: int = 0) -> AutoencoderKL:
     return vae.to(memory_format=torch.contiguous_format)
 
 
-def train_decoder(run: Path, plan: Plan, vae: AutoencoderKL, seed: int = 0) -> AutoencoderKL:
+def train_decoder(run: Path, plan: Plan, vae: AutoencoderKL) -> AutoencoderKL:
     """Return ``vae`` (float32) with its decoder trained on; the encoder is as it was."""
     device = Processes().device
     vae = copy.deepcopy(vae).requires_grad_(False).to(device, memory_format=torch.channels_last)
     decoder: nn.Module = vae.decoder.requires_grad_(True)
-    pool = PicturePool(_draw(seed, _POOL), device)
+    pool = PicturePool(compositions(0, _POOL), device)
 
     def loss_at(draw: int, count: int) -> Losses:
-        images, generator = _batch(pool, seed + _FIRST_DRAW + draw, count)
+        images, generator = _batch(pool, _FIRST_DRAW + draw, count)
         with torch.autocast(device.type, torch.bfloat16):
             with torch.no_grad():
                 posterior = vae.encode(images).latent_dist
