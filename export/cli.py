@@ -10,12 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from export.errors import ExportError, VerificationError
-from export.layout import check_pipeline, check_student
+from export.layout import check_decoder, check_pipeline, check_student
+from export.memory import scarce
 from export.request import (
     EngineOptions,
     Request,
     parse_components,
     parse_lora,
+    parse_path,
     parse_sampling,
     parse_sizes,
 )
@@ -48,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(arguments: argparse.Namespace) -> Path | None:
     request = _request(arguments)
+    if line := scarce(request):
+        print(f"cdm-export: {line}", file=sys.stderr)
     # diffusers and transformers tell of optional packages and show bars of their own otherwise.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -74,10 +78,18 @@ def _request(arguments: argparse.Namespace) -> Request:
     _check_int8(arguments)
     if arguments.precision == "int8" and arguments.verify == "none":
         raise ExportError("--precision int8 is measured, not promised; leave --verify none out")
+    if components and "tiny_decoder" in components and arguments.decoder is None:
+        raise ExportError("--components: tiny_decoder is what --decoder gives; add it")
+    if arguments.variant_of is not None:
+        base = arguments.out / arguments.variant_of
+        if not (base / "config.pbtxt").is_file():
+            raise ExportError(f"--variant-of {arguments.variant_of}: {base} is no exported model")
     loras = tuple(map(parse_lora, arguments.lora))
     check_student(arguments.student, arguments.base is not None)
     if arguments.base is None and arguments.student.is_dir():
         check_pipeline(arguments.student, tuple(file for file, _ in loras))
+    if arguments.decoder is not None:
+        check_decoder(arguments.decoder)
     options = EngineOptions(
         refit=arguments.refit,
         version_compatible=arguments.version_compatible,
@@ -96,6 +108,9 @@ def _request(arguments: argparse.Namespace) -> Request:
         calibration=arguments.calibration,
         base=arguments.base,
         level=arguments.verify,
+        device=arguments.device,
+        decoder=arguments.decoder,
+        variant_of=arguments.variant_of,
         loras=loras,
         sampling=parse_sampling(
             arguments.steps,
@@ -108,6 +123,8 @@ def _request(arguments: argparse.Namespace) -> Request:
 
 
 def _check_int8(arguments: argparse.Namespace) -> None:
+    if arguments.precision in ("int8-weights", "int4-weights") and arguments.to == "tensorrt":
+        raise ExportError(f"--precision {arguments.precision} is for --to onnx; use fp16 or bf16")
     if arguments.precision != "int8":
         if arguments.calibration is not None:
             raise ExportError("--calibration is for --precision int8; leave it out")
@@ -132,15 +149,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "student",
-        type=Path,
+        type=parse_path,
         metavar="STUDENT",
-        help="diffusers folder or hub name; with --base also a transformer or a LoRA alone",
+        help="diffusers folder or hub name; with --base also a transformer, a single-file "
+        "checkpoint or a LoRA",
     )
     parser.add_argument(
         "--base",
-        type=Path,
+        type=parse_path,
         metavar="PIPELINE",
-        help="diffusers folder or hub name, for a student that is a transformer or a LoRA alone",
+        help="diffusers folder or hub name, which has what a transformer, a single file or a LoRA "
+        "lacks",
     )
     parser.add_argument(
         "--lora",
@@ -150,12 +169,25 @@ def _parser() -> argparse.ArgumentParser:
         help="LoRA to be merged into the weights; can be given several times",
     )
     parser.add_argument(
+        "--decoder",
+        type=parse_path,
+        metavar="TINY",
+        help="folder or hub name of an AutoencoderTiny for these latents, such as "
+        "madebyollin/taesd3 or madebyollin/taef1, for previews and for pictures on request",
+    )
+    parser.add_argument(
         "--to", required=True, choices=("onnx", "tensorrt"), help="format of the exported model"
     )
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="Triton model repository"
+        "--out", required=True, type=parse_path, metavar="DIR", help="Triton model repository"
     )
     parser.add_argument("--name", help="model name (default: the student's)")
+    parser.add_argument(
+        "--variant-of",
+        metavar="MODEL",
+        help="model of the repository in whose process this one is served too, under its own name; "
+        "what both have in common is loaded once",
+    )
     parser.add_argument(
         "--sizes",
         metavar="WxH,...",
@@ -190,9 +222,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16", "int8"),
-        help="type of the weights and of the arithmetic (default: fp32; for TensorRT "
-        "the type of two bytes in which the architecture is sound)",
+        choices=("fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights"),
+        help="type of the weights and of the arithmetic; int8-weights, int4-weights: matrices "
+        "alone are integers, widened when they are used (default: fp32; for TensorRT the type of "
+        "two bytes in which the architecture is sound)",
     )
     parser.add_argument(
         "--calibration",
@@ -215,10 +248,16 @@ def _parser() -> argparse.ArgumentParser:
         "none: compare nothing (default: %(default)s)",
     )
     parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default=Request.device,
+        help="where torch computes what the graphs are compared with (default: %(default)s)",
+    )
+    parser.add_argument(
         "--components",
         metavar="NAME,...",
         help=f"export these alone: {', '.join(Request.components)} (default: all; to be served it "
-        "takes all but the last, which is for edits)",
+        "takes the first three; the others are for edits, and for --decoder)",
     )
     _add_tensorrt(parser.add_argument_group("with --to tensorrt"))
     return parser
@@ -240,7 +279,10 @@ def _add_tensorrt(group: argparse._ArgumentGroup) -> None:
         help="any GPU from Ampere on can run them, more slowly",
     )
     group.add_argument(
-        "--timing-cache", type=Path, metavar="FILE", help="kernel timings, kept between builds"
+        "--timing-cache",
+        type=parse_path,
+        metavar="FILE",
+        help="kernel timings, kept between builds",
     )
 
 

@@ -178,7 +178,8 @@ def verification_table(checks: tuple[Check, ...]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     rows: dict[tuple[str, ...], list[Check]] = {}
     for check in checks:
-        rows.setdefault((check.runtime, *_cells(check)[:1]), []).append(check)
+        component = getattr(check, "component", "")  # two of them have an output called image
+        rows.setdefault((check.runtime, component, *_cells(check)[:1]), []).append(check)
     for row in rows.values():
         for check in [each for each in row if not each.passed] or [max(row, key=_badness)]:
             mark = "[green]✓[/]" if check.passed else "[red]✗[/]"

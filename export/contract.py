@@ -68,14 +68,21 @@ class Contract:
 
 
 def contract(
-    folder: Path, card: dict[str, Any], index: dict[str, Any], adapter: Adapter, asked: Sampling
+    folder: Path,
+    card: dict[str, Any],
+    index: dict[str, Any],
+    adapter: Adapter,
+    asked: Sampling,
+    base: Path | None = None,
 ) -> Contract:
     """The contract of the student in ``folder``; what was ``asked`` by hand comes first.
+
+    Where nothing says it, it is that of its ``base``.
 
     Raises:
         ExportError: what a file says cannot be served.
     """
-    found = _found(folder, card, index, adapter)
+    found = _found(folder, card, index, adapter, base)
     if asked.guidance is not None:
         if not adapter.guidance_embedding:
             raise ExportError(
@@ -96,12 +103,18 @@ def contract(
     return replace(found, steps=steps, grid=asked.grid or found.grid, source=source, own=own)
 
 
-def _found(folder: Path, card: dict[str, Any], index: dict[str, Any], adapter: Adapter) -> Contract:
+def _found(
+    folder: Path,
+    card: dict[str, Any],
+    index: dict[str, Any],
+    adapter: Adapter,
+    base: Path | None,
+) -> Contract:
     if card:
         return _of_card(folder / "cdm.json", card, adapter)
     if isinstance(config := index.get("dmd2_config"), dict):
         return _of_dmd2(folder / "model_index.json", config, adapter)
-    name = _known_name(folder, index)
+    name = _known_name(str(index.get("_name_or_path", "")), *_parts(folder), *_parts(base))
     if name is not None:
         steps, grid = WELL_KNOWN[name]
         return Contract(steps, "even" if grid == "even" else "default", f"{name} is known")
@@ -191,9 +204,12 @@ def _falls(sigmas: Any) -> bool:
     )
 
 
-def _known_name(folder: Path, index: dict[str, Any]) -> str | None:
+def _parts(path: Path | None) -> tuple[str, ...]:
+    return () if path is None else path.resolve().parts
+
+
+def _known_name(*texts: str) -> str | None:
     """The published checkpoint that a folder or a hub's cache is named after."""
-    texts = [str(index.get("_name_or_path", "")), *folder.resolve().parts]
     words = {text.lower().removeprefix("models--").replace("--", "/") for text in texts}
     for name in WELL_KNOWN:
         if name in words or name.split("/")[1] in words:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import diffusers
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -28,17 +27,19 @@ from export.int8 import (
     quantize,
 )
 from export.manifest import manifest, write_manifest
+from export.memory import give_back
 from export.plan import Plan, plan
 from export.precision import PRECISIONS
 from export.profiles import Profile, profiles, show
-from export.reference import Reference, reference
-from export.repository import staged
+from export.reference import Reference, check_device, reference
+from export.repository import share_files, staged
 from export.request import EngineOptions, Request
 from export.student import Student, load_student
 from export.tensorrt import build_engine, check_available, stamp
 from export.tokenizers import write_tokenizers
 from export.triton_files import write_triton_files
 from export.verify import Candidate, verify
+from export.weights import NARROWED
 
 
 def export(request: Request, console: Console) -> Path:
@@ -50,8 +51,9 @@ def export(request: Request, console: Console) -> Path:
     """
     options = request.tensorrt
     gpu = None if options is None else check_available()  # before any work
+    check_device(request.device)
     student, made = _load_plan(request, console)
-    with staged(request.repository, made.name, whole=made.whole) as folder:
+    with staged(request.place, made.name, whole=made.whole) as folder:
         version = folder / "1"
         version.mkdir()
         _export_files(student, made, version, console)
@@ -65,9 +67,11 @@ def export(request: Request, console: Console) -> Path:
         with nullcontext() if made.level == "none" else compared:
             expected = reference(student, made)
         del student  # before the graphs are loaded: only one of them is in memory
-        _give_back()
+        give_back()
         finish(expected, contents, made, folder, console)
-    return request.repository / made.name
+        if shared := share_files(version, request.repository):
+            console.print(f"  one file with another model: {', '.join(shared)}", highlight=False)
+    return request.place / made.name
 
 
 def dry_run(request: Request, console: Console) -> None:
@@ -89,7 +93,8 @@ def finish(
         VerificationError: an output differs from torch's beyond its tolerance.
     """
     version, engines = folder / "1", "tensorrt" in contents
-    more = (Candidate("tensorrt", TensorRt(), serves=True),) if engines else ()
+    # TensorRT multiplies float32 as TF32, which has float16's digits.
+    more = (Candidate("tensorrt", TensorRt(), "fp16", serves=True),) if engines else ()
     left_out = "leave the comparison out: export.json and the server say so"
     with stage(console, left_out if plan.level == "none" else "compare with torch and diffusers"):
         verification = verify(expected, plan, parse_manifest(contents, version), more)
@@ -100,6 +105,11 @@ def finish(
             f"{len(verification.failures)} of the comparisons with torch failed, nothing was "
             f"replaced; the first: {verification.failures[0]}"
         )
+    for each in verification.smaller:
+        console.print(f"  {each}", highlight=False)
+    if verification.tiny_psnr_db is not None:
+        found = f"{verification.tiny_psnr_db:.1f} dB from the full decoder's"
+        console.print(f"  pictures of the tiny decoder are {found}", highlight=False)
     for runtime, check in verification.refused.items():
         console.print(f"  {runtime} will not be used for serving: {check}", highlight=False)
     contents |= {
@@ -113,12 +123,6 @@ def finish(
         console.print("  not all components: nothing that Triton could load")
 
 
-def _give_back() -> None:
-    """Collect what is not used any more, and return to the system what glibc would keep."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-
-
 def _load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
     """The student, and what of it is exported."""
     prompts: tuple[str, ...] = ()
@@ -127,9 +131,17 @@ def _load_plan(request: Request, console: Console) -> tuple[Student, Plan]:
         prompts = calibration_prompts(request.calibration)
     with stage(console, "load the student"):
         student = load_student(
-            request.student, request.sampling, request.base, request.loras, _dtype(request)
+            request.student,
+            request.sampling,
+            request.base,
+            request.loras,
+            _dtype(request),
+            request.decoder,
         )
     console.print(f"  {student.contract}", highlight=False)
+    for name, keys in student.unread.items():
+        unread = f"{', '.join(keys)}: unknown to diffusers {diffusers.__version__}, and not read"
+        console.print(f"  {name}: its configuration has {unread}", highlight=False)
     if prompts:
         check_size(student)
     return student, plan(request, student, prompts)
@@ -147,10 +159,12 @@ def _export_files(student: Student, plan: Plan, version: Path, console: Console)
         write_tokenizers(plan.tokenizers(student), version)
     for component in plan.components:
         with stage(console, f"export {component}"):
-            made = graph(component, student.architecture, plan.precision)
-            write_onnx(made, version / f"{component}.onnx")
+            tiny = student.tiny if component == "tiny_decoder" else None
+            made = graph(component, student.architecture, plan.precision, tiny)
+            bits = plan.precision.bits if component in NARROWED else None
+            write_onnx(made, version / f"{component}.onnx", bits=bits)
         del made
-        _give_back()  # a traced module and its weights in another precision hang in cycles
+        give_back()  # a traced module and its weights in another precision hang in cycles
     if not plan.calibration:
         return
     with stage(console, f"draw {len(plan.calibration)} pictures to calibrate with"):

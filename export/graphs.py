@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,10 +14,12 @@ import onnxscript  # noqa: F401  torch.onnx.export needs it: missing, it should 
 import torch
 from torch import Tensor, nn
 
+from cdm_serve.engine.manifest import PICTURE
 from distill.adapters import Adapter, Condition
 from export.architectures.architecture import Architecture
-from export.precision import Precision
+from export.precision import Precision, cast
 from export.rewrites import rewrite
+from export.weights import compress_weights
 
 # A protobuf file is built in memory and ends at 2 GiB; above this, weights go to NAME.onnx.data.
 INLINE_LIMIT = 1 << 28
@@ -88,41 +89,59 @@ class Encoder(nn.Module):
         return self.adapter.encode_pictures(2 * unit - 1)
 
 
-def graph(component: str, architecture: Architecture, precision: Precision) -> Graph:
-    """One of ``COMPONENTS``: from tokens to condition, to velocity, from latents to pixels or back.
+def graph(
+    component: str,
+    architecture: Architecture,
+    precision: Precision,
+    tiny: nn.Module | None = None,
+) -> Graph:
+    """A component: from tokens to condition, to velocity, from latents to pixels or back.
 
-    Example inputs have two rows, and otherwise no two axes of one length.
+    ``tiny`` is the autoencoder of a ``tiny_decoder``. Example inputs have two rows, and otherwise
+    no two axes of one length.
     """
     adapter: Any = architecture.adapter
     dtype, opset = precision.dtype, precision.opset
     condition = adapter.empty_condition(2).tensors
+    height, width = (sides * adapter.multiple for sides in architecture.example)
+    image = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    pixels = {0: "batch", 1: "height", 2: "width"}
     if component == "text_encoder":
-        tokens = architecture.text_inputs()
-        axes = (tuple({0: "batch"} for _ in tokens),)
-        return Graph(architecture.text_encoder(dtype), tokens, tuple(condition), axes, opset)
-    height, width = 4 * adapter.multiple, 6 * adapter.multiple
+        inputs: dict[str, Tensor] = architecture.text_inputs()
+        text_axes = [{0: "batch"} for _ in inputs]
+        if adapter.needs_picture:
+            seen_width, seen_height, _ = adapter.views(height, width)[-1]
+            inputs["image"] = torch.zeros(2, seen_height, seen_width, 3, dtype=torch.uint8)
+            text_axes.append(pixels)
+        outputs = tuple(name for name in condition if name != PICTURE)
+        module = architecture.text_encoder(dtype)
+        return Graph(module, inputs, outputs, (tuple(text_axes),), opset)
     latents = torch.zeros(2, *adapter.latent_shape(height, width))
     picture = {0: "batch", 2: "height", 3: "width"}
-    if component.startswith("vae"):
-        adapter = copy.copy(adapter)
-        adapter.pipeline = copy.copy(adapter.pipeline)
-        adapter.pipeline.vae = architecture.vae(dtype)
-        if component == "vae_decoder":
+    if component.endswith(("_decoder", "vae_encoder")):
+        vae = architecture.vae(dtype) if tiny is None else cast(tiny, dtype)
+        adapter = adapter.with_vae(vae)
+        if component != "vae_encoder":
             return Graph(Decoder(adapter), {"latents": latents}, ("image",), (picture,), opset)
-        image = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-        pixels = {0: "batch", 1: "height", 2: "width"}
         return Graph(Encoder(adapter), {"image": image}, ("latents",), (pixels,), opset)
     inputs = {"latents": latents, "sigma": torch.ones(2)}
     inputs |= {name: torch.zeros_like(each) for name, each in condition.items()}
-    rows = {0: "batch"}  # texts have one length
-    module = Velocity(adapter, architecture.transformer(dtype), list(condition), dtype)
-    return Graph(module, inputs, ("velocity",), (picture, rows, (rows,) * len(condition)), opset)
+    rows = {0: "batch"}
+    axes = [rows] * len(condition)  # texts have one length
+    if adapter.needs_picture:  # but with a picture before them
+        inputs[PICTURE] = latents.clone()  # one tensor twice would become one input
+        axes = [picture if name == PICTURE else {0: "batch", 1: "tokens"} for name in condition]
+    velocity = Velocity(adapter, architecture.transformer(dtype), list(condition), dtype)
+    return Graph(velocity, inputs, ("velocity",), (picture, rows, tuple(axes)), opset)
 
 
-def write_onnx(graph: Graph, path: Path, inline_limit: int = INLINE_LIMIT) -> None:
+def write_onnx(
+    graph: Graph, path: Path, inline_limit: int = INLINE_LIMIT, *, bits: int | None = None
+) -> None:
     """Export to ``path``; the same module and versions give the same bytes.
 
-    Weights of more than ``inline_limit`` bytes go to ``path`` + ``.data``.
+    Weights of more than ``inline_limit`` bytes go to ``path`` + ``.data``; with ``bits`` matrices
+    are kept in so many.
     """
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
@@ -137,6 +156,8 @@ def write_onnx(graph: Graph, path: Path, inline_limit: int = INLINE_LIMIT) -> No
         )
     assert program is not None  # None is what the old, non-dynamo exporter returns
     rewrite(program.model)
+    if bits is not None:
+        compress_weights(program.model, bits)
     _strip_metadata(program.model)
     weights = sum(w.numel() * w.element_size() for w in graph.module.state_dict().values())
     program.save(path, external_data=weights > inline_limit)

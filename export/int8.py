@@ -22,6 +22,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from cdm_serve.engine.manifest import DECODERS
 from distill.errors import DistillError
 from distill.prompt_sources import read_prompts
 from export.errors import ExportError
@@ -30,7 +31,7 @@ from export.request import Size
 from export.student import Student
 
 # The text encoder is a small part of the time, and its errors reach every step.
-QUANTIZED = ("transformer", "vae_decoder")
+QUANTIZED = ("transformer", "vae_decoder", "tiny_decoder")
 PROMPTS = 64
 # Requests may ask for any number of steps; these meet the sigmas of all of them.
 STEPS = (1, 2, 4, 8)
@@ -108,7 +109,8 @@ def calibrate(
             inputs = {"latents": latents, "sigma": level, **condition.tensors}
             rows["transformer"].append({name: each.numpy() for name, each in inputs.items()})
             latents = latents + (following - sigma) * velocity
-        rows["vae_decoder"].append({"latents": latents.numpy()})
+        for decoder in DECODERS.values():
+            rows[decoder].append({"latents": latents.numpy()})
     return rows
 
 
@@ -118,12 +120,16 @@ def quantize(path: Path, component: str, rows: list[Row]) -> None:
     A large one's weights go to ``path`` + ``.data``.
     """
     nncf = load_nncf()
-    kind = nncf.ModelType.TRANSFORMER if component == "transformer" else None
+    if component == "transformer":
+        kind, preset = nncf.ModelType.TRANSFORMER, nncf.QuantizationPreset.MIXED
+    else:
+        # No zero points: OpenVINO has no kernels with AMX for convolutions of what has one.
+        kind, preset = None, nncf.QuantizationPreset.PERFORMANCE
     with redirect_stdout(StringIO()):  # no bars of its own over ours
         quantized = nncf.quantize(
             onnx.load(path),
             nncf.Dataset(rows),
-            preset=nncf.QuantizationPreset.MIXED,
+            preset=preset,
             subset_size=len(rows),
             model_type=kind,
         )

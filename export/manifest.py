@@ -7,15 +7,18 @@ Fields, all of them present unless said otherwise:
   folder), ``versions`` of the packages that made the files.
 - ``fingerprint``: SHA-256 of the hex digests, concatenated, of each component (its file, then its
   external data) in the order of ``components`` and then of each tokenizer.
-- ``precision``: ``fp32``, ``fp16``, ``bf16`` or ``int8``, the type of the weights and of the
-  arithmetic inside the graphs; with ``int8`` that of transformer and decoder, while the text
-  encoder is float32. ``calibration``, only with ``int8``: number and SHA-256 of the ``prompts``
-  that set the scales. What passes in and out is float32, int64 ids and masks, and uint8 pixels in
-  each of them. ``opset``: of the graphs.
+- ``precision``: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``int8-weights`` or ``int4-weights``, the
+  type of the weights and of the arithmetic inside the graphs; with ``int8`` that of transformer and
+  decoders, while the text encoder is float32; with the last two that of matrices of transformer and
+  text encoder, while all else is bfloat16. ``calibration``, only with ``int8``: number and SHA-256
+  of the ``prompts`` that set the scales. What passes in and out is float32, int64 ids and masks,
+  and uint8 pixels in each of them. ``opset``: of the graphs.
 - ``max_batch``: the largest batch that was verified; serving must not exceed it.
 - ``sizes`` (``WIDTHxHEIGHT``) that were verified, ``default_size``, ``default_steps``.
 - ``any_size``, absent where the sigmas depend on the size: ``multiple``, which divides the sides of
   all other sizes that can be made, and their ``longest_side`` in pixels or ``null``.
+- ``views``, only of a student that edits pictures: by size, width, height and Pillow's filter of
+  each resize, in turn, by which the text encoder's ``image`` is made of the picture.
 - ``latents``: ``channels`` and ``downscale``, pixels per latent along a side.
 - ``contract``: the ``grid`` of sigmas (``even``, or the pipeline's ``default``), by number of
   steps those that have ``own`` ones, the ``source`` of both and, with a guidance embedding, the
@@ -28,14 +31,16 @@ Fields, all of them present unless said otherwise:
   cut and padded on the right. ``template``: the texts before and behind each prompt, tokenized and
   cut with it.
 - ``components``: ``text_encoder``, ``transformer``, ``vae_decoder`` and, where the student's VAE
-  has one, ``vae_encoder`` (an export without it takes no pictures); or those that
+  has one, ``vae_encoder`` (an export without it takes no pictures) and, after ``--decoder``,
+  ``tiny_decoder``, which takes and gives what ``vae_decoder`` does; or those that
   ``--components`` named (such an export is not for serving and has no ``config.pbtxt``). Each has
   ``file``, ``sha256``, ``bytes``, ``inputs`` and ``outputs`` (by name: ``dtype``, ``shape``,
   dynamic axes by name) and, where the weights lie beside the graph, ``data`` (``file``, ``sha256``,
   ``bytes``).
   Feed exactly the inputs listed: ``input_ids_K`` (B, L) are tokenizer K's ids and
   ``attention_mask_K`` (B, L), int64, 1 where they are no padding; the transformer takes latents,
-  sigma and what the text encoder gives. Templates, packing, position ids and timestep scaling are
+  sigma and what the text encoder gives, and with ``views`` as ``picture`` the latents of the one
+  that is edited. Templates, packing, position ids and timestep scaling are
   inside the graphs.
 - ``runtimes``: those in which everything held on the machine of the export, so that serving may
   use them: ``openvino-f32``, ``openvino-bf16``, ``tensorrt``. Held means: within tolerance of
@@ -43,7 +48,8 @@ Fields, all of them present unless said otherwise:
   not tried by the export.
 - ``verification``: ``level`` (``full``, ``quick`` or ``none``), ``runtimes`` compared in,
   ``components``, ``batch_invariance`` and ``pictures``
-  (every figure with its tolerance), ``picture``: the worst picture.
+  (every figure with its tolerance), ``picture``: the worst picture; with a tiny decoder
+  ``tiny_psnr_db``, the least of its pictures in dB from those of ``vae_decoder``.
 - ``tensorrt``, only after ``--to tensorrt``: see ``export.tensorrt``. Its files are stamped there.
 
 Nothing depends on time or place: the same student, options, versions and processor give the same
@@ -125,7 +131,10 @@ def manifest(
             "sha256": _text_sha256("\n".join(plan.calibration)),
         }
     grids = contents["sigmas"].values()
-    if all(each == _grids(student, ANOTHER_SIZE) for each in grids):
+    if student.adapter.needs_picture:
+        views = student.adapter.views
+        contents["views"] = {str(size): views(size.height, size.width) for size in sizes}
+    elif all(each == _grids(student, ANOTHER_SIZE) for each in grids):
         multiple, longest = student.adapter.multiple, student.architecture.longest_side
         contents["any_size"] = {"multiple": multiple, "longest_side": longest}
     return contents | ({"tensorrt": engines} if engines is not None else {})

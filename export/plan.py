@@ -9,7 +9,7 @@ from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL
 from distill.errors import DistillError
 from export.errors import ExportError
 from export.precision import PRECISIONS, Precision
-from export.request import Level, Request, Size
+from export.request import Device, Level, Request, Size
 from export.student import Student
 from export.tokenizers import PipelineTokenizer
 
@@ -18,7 +18,8 @@ from export.tokenizers import PipelineTokenizer
 class Plan:
     """A request with the student's own choices filled in.
 
-    ``calibration`` are the prompts whose pictures set the scales of quantized graphs.
+    ``calibration`` are the prompts whose pictures set the scales of quantized graphs, ``device``
+    is where torch computes what they are compared with.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Plan:
     components: tuple[str, ...]
     calibration: tuple[str, ...] = ()
     level: Level = "full"
+    device: Device = "cpu"
 
     @property
     def compared_sizes(self) -> tuple[Size, ...]:
@@ -68,14 +70,28 @@ def plan(request: Request, student: Student, calibration: tuple[str, ...] = ()) 
             raise ExportError(
                 f"size {size}: this student's position embeddings end at {limit} pixels a side"
             )
+    if calibration and student.adapter.needs_picture:
+        raise ExportError(
+            "--precision int8: what edits pictures cannot be calibrated by prompts; choose bf16"
+        )
     name = student.name if request.name is None else request.name
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
         raise ExportError(
             f"model name {name!r}: use letters, digits, '.', '_' and '-' only; choose one by --name"
         )
-    possible = (*COMPONENTS, *OPTIONAL) if student.adapter.encodes_pictures else COMPONENTS
+    there = {"vae_encoder": student.adapter.encodes_pictures, "tiny_decoder": student.tiny}
+    possible = (*COMPONENTS, *(each for each in OPTIONAL if there[each]))
     components = tuple(each for each in possible if each in request.components)
     half = next(each for each in PRECISIONS.values() if each.dtype == student.adapter.half)
     default = PRECISIONS["fp32"] if request.tensorrt is None else half
     precision = default if request.precision is None else PRECISIONS[request.precision]
-    return Plan(name, sizes, precision, request.max_batch, components, calibration, request.level)
+    return Plan(
+        name,
+        sizes,
+        precision,
+        request.max_batch,
+        components,
+        calibration,
+        request.level,
+        request.device,
+    )

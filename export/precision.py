@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -21,12 +20,14 @@ class Precision:
 
     Whatever passes in and out of a graph is float32 (or integer) in each of them, and so are
     norms' statistics, timesteps, position tables and the last step to pixels. int8 graphs
-    are written in float32, and quantized by ``export.int8``.
+    are written in float32, and quantized by ``export.int8``. Where there are ``bits``,
+    ``export.weights`` narrows the matrices alone to so many.
     """
 
     name: str
     dtype: torch.dtype
     opset: int
+    bits: int | None = None
 
 
 # bfloat16 convolutions begin with opset 22; 20 is what every runtime has known for years.
@@ -37,6 +38,8 @@ PRECISIONS = {
         Precision("fp16", torch.float16, 20),
         Precision("bf16", torch.bfloat16, 22),
         Precision("int8", torch.float32, 20),
+        Precision("int8-weights", torch.bfloat16, 22, bits=8),
+        Precision("int4-weights", torch.bfloat16, 22, bits=4),
     )
 }
 
@@ -78,44 +81,57 @@ def _kept(module: nn.Module) -> set[str]:
 
 
 @contextmanager
-def float32(module: nn.Module) -> Iterator[None]:
+def float32(module: nn.Module, device: str = "cpu") -> Iterator[None]:
     """Meanwhile the module computes in float32, with little more memory than its weights have.
 
-    A block, which is an entry of a ``ModuleList``, is in float32 only while it runs: there nearly
-    all weights of a transformer are. What is float32 already is left alone.
+    A block, which is an entry of a ``ModuleList``, is in float32 and on the ``device`` only while
+    it runs: there nearly all weights of a transformer are. What is so already is left alone.
     """
     blocks = list(_blocks(module))
-    inside = {id(tensor) for block in blocks for tensor in _tensors(block)}
-    outside = _Widened([each for each in _tensors(module) if id(each) not in inside])
+    inside = {id(tensor) for block in blocks for _, _, tensor in _places(block)}
+    outside = [place for place in _places(module) if id(place[2]) not in inside]
     with ExitStack() as stack:
         for block in blocks:
-            widened = _Widened(_tensors(block))
+            widened = _Widened(_places(block), device)
             before = block.register_forward_pre_hook(widened.put)
             after = block.register_forward_hook(widened.take_back, always_call=True)
             stack.callback(before.remove)
             stack.callback(after.remove)
-        outside.put()
-        stack.callback(outside.take_back)
+        others = _Widened(outside, device)
+        others.put()
+        stack.callback(others.take_back)
         yield
 
 
-class _Widened:
-    """Contents in float32 for tensors of fewer bytes, and those they have."""
+_Place = tuple[dict[str, Any], str, Tensor]  # where a module has a tensor, and that
 
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self._narrow = [
-            (each, each.data)
-            for each in tensors
-            if each.is_floating_point() and each.dtype != torch.float32
+
+class _Widened:
+    """Tensors on a device, floating ones in float32, in the places of others."""
+
+    def __init__(self, places: list[_Place], device: str) -> None:
+        self._device = device
+        self._own = [
+            (owner, name, tensor)
+            for owner, name, tensor in places
+            if tensor.device.type != device
+            or (tensor.is_floating_point() and tensor.dtype != torch.float32)
         ]
 
     def put(self, *_: Any) -> None:
-        for tensor, data in self._narrow:
-            tensor.data = data.float()
+        made: dict[int, Tensor] = {}  # tied weights stay tied
+        for owner, name, tensor in self._own:
+            if id(tensor) not in made:
+                wide = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                moved = tensor.detach().to(self._device, wide)
+                if isinstance(tensor, nn.Parameter):
+                    moved = nn.Parameter(moved, requires_grad=False)
+                made[id(tensor)] = moved
+            owner[name] = made[id(tensor)]
 
     def take_back(self, *_: Any) -> None:
-        for tensor, data in self._narrow:
-            tensor.data = data
+        for owner, name, tensor in self._own:
+            owner[name] = tensor
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
@@ -124,5 +140,11 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
         yield from child.children() if isinstance(child, nn.ModuleList) else _blocks(child)
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return list(chain(module.parameters(), module.buffers()))
+def _places(module: nn.Module) -> list[_Place]:
+    return [
+        (owner, name, tensor)
+        for each in module.modules()
+        for owner in (each._parameters, each._buffers)
+        for name, tensor in owner.items()
+        if tensor is not None
+    ]

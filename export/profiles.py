@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from cdm_serve.engine.manifest import DECODERS
 from export.plan import Plan
 from export.request import EngineOptions, Size
 from export.student import Student
@@ -31,7 +32,8 @@ def profiles(student: Student, plan: Plan) -> dict[str, list[Profile]]:
     made: dict[str, list[Profile]] = {}
     for component in plan.components:
         made[component] = []
-        for size in plan.sizes if component != "text_encoder" else (None,):
+        sized = component != "text_encoder" or student.adapter.needs_picture
+        for size in plan.sizes if sized else (None,):
             # Pictures that come in are encoded one by one.
             most = 1 if component == "vae_encoder" else plan.max_batch
             shapes = {
@@ -44,17 +46,21 @@ def profiles(student: Student, plan: Plan) -> dict[str, list[Profile]]:
 
 def _sample_shapes(component: str, student: Student, size: Size | None) -> dict[str, Shape]:
     """The shape of one sample of every input."""
-    if size is None:
-        tokens = student.architecture.text_inputs()
-        return {name: tuple(each.shape[1:]) for name, each in tokens.items()}
+    if component == "text_encoder":
+        tokens = student.architecture.text_inputs().items()
+        texts: dict[str, Shape] = {name: tuple(each.shape[1:]) for name, each in tokens}
+        if size is None:
+            return texts
+        width, height, _ = student.adapter.views(size.height, size.width)[-1]
+        return texts | {"image": (height, width, 3)}
+    assert size is not None
     latents = student.adapter.latent_shape(size.height, size.width)
     if component == "vae_encoder":
         return {"image": (size.height, size.width, 3)}
-    if component == "vae_decoder":
+    if component in DECODERS.values():
         return {"latents": latents}
-    condition = student.adapter.empty_condition(1).tensors
-    shapes = {name: tuple(each.shape[1:]) for name, each in condition.items()}
-    return {"latents": latents, "sigma": (), **shapes}
+    condition = student.adapter.condition_shapes(size.height, size.width)
+    return {"latents": latents, "sigma": (), **condition}
 
 
 def show(made: dict[str, list[Profile]], options: EngineOptions, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import filecmp
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ from export.errors import ExportError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_LARGE = (".onnx", ".data", ".plan")
 
 
 # How staged() names its folders; a user's own hidden folders do not look like it.
@@ -49,9 +51,35 @@ def staged(repository: Path, name: str, whole: bool = True) -> Iterator[Path]:
         try:
             yield folder
             with _lock(repository, wait=True):
+                if (target / "variants").is_dir():  # they stay where they are served
+                    shutil.copytree(target / "variants", folder / "variants", copy_function=os.link)
                 _replace(folder, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def share_files(folder: Path, repository: Path) -> list[str]:
+    """Make a graph or weights that another model of the ``repository`` has too one file with them.
+
+    By hard links, so that each model can still be moved or removed. Returns the names.
+    """
+    exports = [
+        *repository.glob("[!.]*/1/export.json"),
+        *repository.glob("[!.]*/variants/[!.]*/1/export.json"),
+    ]
+    shared = []
+    for name in sorted(path.name for path in folder.iterdir() if path.suffix in _LARGE):
+        for other in (export.with_name(name) for export in exports):
+            if other.is_file() and filecmp.cmp(folder / name, other, shallow=False):
+                linked = folder / f"{name}.linked"
+                try:
+                    os.link(other, linked)
+                except OSError:  # a file system without hard links, or too many of them
+                    continue
+                linked.replace(folder / name)
+                shared.append(name)
+                break
+    return shared
 
 
 def _check_target(target: Path, whole: bool) -> None:

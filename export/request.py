@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Literal
 
 from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL
 from export.errors import ExportError
+from export.layout import lora_file
 
 Lora = tuple[Path, float]
 """A file and its scale."""
 Level = Literal["full", "quick", "none"]
+Device = Literal["cpu", "cuda"]
 GridName = Literal["even", "default"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -62,8 +64,10 @@ class Sampling:
 class Request:
     """What to export and where to; ``None`` leaves the choice to the student.
 
-    ``level`` is how far the export is compared with torch. With ``tensorrt``, engines are built so
-    from the graphs. ``calibration`` is a source of prompts, for int8 alone.
+    ``level`` is how far the export is compared with torch, which computes on ``device``. With
+    ``tensorrt``, engines are built so from the graphs. ``calibration`` is a source of prompts, for
+    int8 alone. ``variant_of`` is the model in whose process it is to be served. ``decoder`` is the
+    folder or hub name of an ``AutoencoderTiny``, exported beside the student's own decoder.
     """
 
     student: Path
@@ -79,6 +83,21 @@ class Request:
     base: Path | None = None
     loras: tuple[Lora, ...] = ()
     level: Level = "full"
+    device: Device = "cpu"
+    decoder: Path | None = None
+    variant_of: str | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder for the model's own."""
+        if self.variant_of is None:
+            return self.repository
+        return self.repository / self.variant_of / "variants"
+
+
+def parse_path(text: str) -> Path:
+    """A path, also one that a shell has left its ``~`` in, as in ``--out=~/models``."""
+    return Path(text).expanduser() if text.startswith("~/") else Path(text)
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:
@@ -134,19 +153,22 @@ def parse_sampling(
 
 
 def parse_lora(text: str) -> Lora:
-    """Read ``FILE`` or ``FILE:0.8``.
+    """Read ``FILE`` or ``FILE:0.8``; a folder stands for the LoRA in it.
 
     Raises:
-        ExportError: there is no such file.
+        ExportError: there is no such file, or the scale is no finite number.
     """
-    name, colon, scale = text.rpartition(":")
+    name, colon, number = text.rpartition(":")
     try:
-        lora = (Path(name), float(scale)) if colon else (Path(text), 1.0)
+        path, scale = (parse_path(name), float(number)) if colon else (parse_path(text), 1.0)
     except ValueError:
-        lora = (Path(text), 1.0)
-    if not lora[0].is_file():
-        raise ExportError(f"--lora {text}: {lora[0]} is no file; expected FILE or FILE:SCALE")
-    return lora
+        path, scale = parse_path(text), 1.0
+    file = lora_file(path) if path.is_dir() else path
+    if file is None or not file.is_file():
+        raise ExportError(f"--lora {text}: {path} is no file; expected FILE or FILE:SCALE")
+    if not isfinite(scale):
+        raise ExportError(f"--lora {text}: the scale is {number}; expected a number such as 0.8")
+    return file, scale
 
 
 def parse_components(text: str) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def check_available() -> dict[str, str]:
     if int(found.split(".")[0]) < LEAST_VERSION:
         raise ExportError(
             f"tensorrt {found} is installed, {LEAST_VERSION} or later is needed: "
-            f"pip install -U 'tensorrt>={LEAST_VERSION}' --extra-index-url https://pypi.nvidia.com"
+            f"pip install -U 'tensorrt>={LEAST_VERSION}'"
         )
     return {"version": found, **gpu}
 
@@ -90,8 +90,8 @@ def build_engine(
             profile.set_shape(name, *shapes)
         config.add_optimization_profile(profile)
     cache = options.timing_cache
-    known = cache.read_bytes() if cache is not None and cache.exists() else b""
-    config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+    if cache is not None:
+        _use_timings(config, cache)
     config.progress_monitor = _monitor(trt, report)
     built = builder.build_serialized_network(network, config)
     if built is None:
@@ -119,6 +119,14 @@ def stamp(
             for component, each in profiles.items()
         },
     }
+
+
+def _use_timings(config: Any, path: Path) -> None:
+    """Those of an earlier build, or none where they are of another version or kind of GPU."""
+    known = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if known is None or not config.set_timing_cache(known, ignore_mismatch=False):
+        print(f"TensorRT: {path} is of another version or GPU, kernels are timed anew")
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def _monitor(trt: Any, report: Report) -> Any:

@@ -5,14 +5,17 @@ The export is run by the code that will serve it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import openvino
+import torch
 from numpy.typing import NDArray
 
-from cdm_serve.engine.manifest import COMPONENTS, Manifest
+from cdm_serve.engine.manifest import COMPONENTS, DECODERS, PICTURE, Manifest
+from cdm_serve.engine.memory import Growth
 from cdm_serve.engine.pipeline import Condition, Pipeline
 from cdm_serve.engine.runtimes.onnxruntime import OnnxRuntime
 from cdm_serve.engine.runtimes.openvino import OpenVino
@@ -28,9 +31,12 @@ from export.compare import (
     psnr_db,
 )
 from export.int8 import QUANTIZED
+from export.memory import trim
 from export.plan import Plan
-from export.reference import PROMPTS, SEED, Reference
+from export.precision import PRECISIONS
+from export.reference import PROMPTS, SEED, Case, Edited, Reference
 from export.request import Size
+from export.weights import NARROWED
 
 Array = NDArray[Any]
 
@@ -42,6 +48,8 @@ TOLERANCES = {
     "fp16": Tolerance(relative_rms=1e-2, levels=8, picture_db=35),
     "bf16": Tolerance(relative_rms=6e-2, levels=16, picture_db=25),
     "int8": Tolerance(relative_rms=0.3, levels=128, picture_db=25),
+    "int8-weights": Tolerance(relative_rms=0.1, levels=16, picture_db=25),
+    "int4-weights": Tolerance(relative_rms=0.3, levels=16, picture_db=20),
 }
 
 
@@ -65,10 +73,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verification:
-    """All that was compared for one export, and the runtimes it was compared in."""
+    """All that was compared for one export, and the runtimes it was compared in.
+
+    ``tiny_psnr_db`` is the least of a tiny decoder's pictures from the full one's. Nothing is asked
+    of it: it is how good that decoder is, and not how well it was exported. ``smaller`` says of
+    batches for which memory was not there which were compared in their place.
+    """
 
     candidates: tuple[Candidate, ...]
     checks: tuple[Check, ...]
+    tiny_psnr_db: float | None = None
+    smaller: tuple[str, ...] = ()
 
     @property
     def failures(self) -> list[Check]:
@@ -100,6 +115,8 @@ class Verification:
         }
         required = {each.name for each in self.candidates if each.required}
         pictures = [each for each in entry["pictures"] if each["runtime"] in required]
+        if self.tiny_psnr_db is not None:
+            entry["tiny_psnr_db"] = self.tiny_psnr_db
         if pictures:
             entry["picture"] = min(pictures, key=lambda picture: picture["psnr_db"])
         return entry
@@ -113,7 +130,7 @@ def candidates(precision: str) -> list[Candidate]:
     float32 or, on a processor with such instructions, in bfloat16, whatever the graph's types.
     """
     found = []
-    if precision != "bf16":
+    if PRECISIONS[precision].dtype != torch.bfloat16:
         found.append(Candidate("onnxruntime", OnnxRuntime("cpu")))
     found.append(Candidate("openvino-f32", OpenVino("f32"), serves=True))
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -139,6 +156,9 @@ def verify(
         return Verification(tuple(each for each in available if each.required), ())
     checks: list[Check] = []
     drawn: dict[tuple[str, Size], Any] = {}
+    latents: dict[tuple[str, Size], Any] = {}
+    tiny: list[float] = []
+    smaller: list[str] = []
     for component, compared in expected.cases.items():
         tokenizers = manifest.tokenizers if component == "text_encoder" else ()
         graph = {component: manifest.components[component]}
@@ -146,43 +166,72 @@ def verify(
         for candidate in available:
             pipeline = Pipeline(part, candidate.runtime)
             tolerance = _tolerance(candidate, _precision_of(component, plan))
-            for case in compared:
+            growths: dict[str | None, Growth] = defaultdict(Growth)
+            for whole in compared:
+                growth = growths[whole.size]
+                case, lacking = _fitting(whole, growth)
                 # On a GPU rows differ a little by their company; its warm-up says how much.
                 exact = candidate.serves and candidate.runtime.batches == "exact"
                 where: dict[str, Any] = {"runtime": candidate.name, "component": component}
                 where |= {"batch": case.batch, "size": case.size}
-                found = _run(pipeline, component, case.rows)
+                if lacking:
+                    at = f" at {case.size}" if case.size else ""
+                    smaller.append(
+                        f"{component}{at} in {candidate.name} is compared in batches of up to "
+                        f"{case.batch}: of {whole.batch}, {lacking}"
+                    )
+                with growth.watch(case.batch):
+                    found = _run(pipeline, component, case.rows)
                 checks += [
                     compare(found[name], array, tolerance, output=name, **where)
                     for name, array in case.expected.items()
                 ]
-                if exact and case.batch == plan.compared_batches[-1] > 1:
+                if exact and whole.batch == plan.compared_batches[-1] > 1:
                     identical = _as_alone(pipeline, component, case.rows, found)
                     checks.append(Invariance(identical=identical, **where))
             for size in expected.pictures if component in COMPONENTS else ():
                 key = (candidate.name, size)
-                drawn[key] = _draw(pipeline, component, str(size), drawn.get(key))
+                edited = expected.edited.get(size)
+                drawn[key] = _draw(pipeline, component, str(size), drawn.get(key), edited)
+                if component == "transformer":
+                    latents[key] = drawn[key]
+            for size in expected.pictures if component == "tiny_decoder" else ():
+                key = (candidate.name, size)
+                tiny.append(psnr_db(pipeline.decode(latents[key], "tiny"), drawn[key]))
             del pipeline  # before the next graph is loaded
+            trim()
     for size, picture in expected.pictures.items():
         for candidate in available:
             found_db = psnr_db(drawn[candidate.name, size], picture)
             least = _tolerance(candidate, plan.precision.name).picture_db
             checks.append(Picture(candidate.name, str(size), found_db, least))
-    return Verification(tuple(available), tuple(checks))
+    return Verification(tuple(available), tuple(checks), min(tiny, default=None), tuple(smaller))
+
+
+def _fitting(case: Case, growth: Growth) -> tuple[Case, str | None]:
+    """As many of its rows as there is memory for, and what is said if these are not all.
+
+    Nothing is lost by it but the comparison: the server tries its own batches when it starts.
+    """
+    batch, lacking = case.batch, growth.lacks(case.batch)
+    while growth.lacks(batch):
+        batch //= 2
+    return case.first(batch), lacking
 
 
 def _run(pipeline: Pipeline, component: str, rows: dict[str, Any]) -> dict[str, Array]:
     """A component's outputs by name."""
     if component == "text_encoder":
-        conditions = pipeline.encode(rows["prompts"])
+        conditions = pipeline.encode(rows["prompts"], rows.get("image"))
         names = conditions[0].embeds
         stacked = {name: pipeline.stack([c.embeds[name] for c in conditions]) for name in names}
         return {name: pipeline.to_host(array) for name, array in stacked.items()}
     if component == "vae_encoder":
         return {"latents": pipeline.to_host(pipeline.encode_picture(rows["image"][0])[None])}
     latents = pipeline.to_device(rows["latents"])
-    if component == "vae_decoder":
-        return {"image": pipeline.decode(latents)}
+    for decoder, its_component in DECODERS.items():
+        if component == its_component:
+            return {"image": pipeline.decode(latents, decoder)}
     tensors = {n: pipeline.to_device(each) for n, each in rows.items() if n not in _OWN}
     conditions = [
         Condition({name: array[row] for name, array in tensors.items()}, tokens=0)
@@ -208,11 +257,18 @@ def _as_alone(
     return True
 
 
-def _draw(pipeline: Pipeline, component: str, size: str, state: Any) -> Any:
-    """One component's part of a picture: prompt -> condition -> latents -> image."""
+def _draw(pipeline: Pipeline, component: str, size: str, state: Any, edited: Edited | None) -> Any:
+    """One component's part of a picture: prompt -> condition -> latents -> image.
+
+    What is ``edited`` has torch's latents: the encoder is compared by itself.
+    """
     manifest = pipeline.manifest
     if component == "text_encoder":
-        return pipeline.encode([PROMPTS[0]])
+        if edited is None:
+            return pipeline.encode([PROMPTS[0]])
+        (condition,) = pipeline.encode([PROMPTS[0]], edited.image)
+        embeds = condition.embeds | {PICTURE: pipeline.to_device(edited.latents[0])}
+        return [replace(condition, embeds=embeds)]
     if component == "vae_decoder":
         return pipeline.decode(state)
     sigmas = np.array(manifest.sigmas[size][manifest.default_steps], dtype=np.float32)
@@ -220,9 +276,11 @@ def _draw(pipeline: Pipeline, component: str, size: str, state: Any) -> Any:
 
 
 def _precision_of(component: str, plan: Plan) -> str:
-    """An int8 export's text encoder stays as it was."""
+    """What is not quantized in an export in integers stays as it was."""
     precision = plan.precision.name
-    return "fp32" if precision == "int8" and component not in QUANTIZED else precision
+    if precision == "int8" and component not in QUANTIZED:
+        return "fp32"
+    return "bf16" if plan.precision.bits and component not in NARROWED else precision
 
 
 def _tolerance(candidate: Candidate, precision: str) -> Tolerance:

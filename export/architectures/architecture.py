@@ -18,6 +18,8 @@ class Architecture(ABC):
     """One architecture's part of the export; everything else is written once for all."""
 
     masks = False  # whether the text encoder takes masks
+    # Of the example that graphs are exported with: the height and the width in image tokens.
+    example = (4, 6)
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter

@@ -31,13 +31,35 @@ class Flux(Architecture):
         return FluxTextEncoder(self.pipeline, dtype)
 
     def transformer(self, dtype: torch.dtype) -> nn.Module:
-        """With rotary embeddings from float32 tables."""
-        return with_tables(super().transformer(dtype), _POSITIONS)
+        """With rotary embeddings from float32 tables, and what guidance is embedded as."""
+        transformer = with_tables(super().transformer(dtype), _POSITIONS)
+        if self.adapter.guidance_embedding:
+            embed: Any = transformer.time_text_embed
+            guidance = torch.tensor([self.adapter.guidance_scale]).to(dtype) * 1000
+            with torch.no_grad():
+                embedded = embed.guidance_embedder(embed.time_proj(guidance).to(dtype))
+            embed.guidance_embedder = _Embedded(embedded)
+        return transformer
 
     @property
     def longest_side(self) -> int:
         """Where the tables end, in pixels."""
         return _POSITIONS * PATCH * int(self.pipeline.vae_scale_factor)
+
+
+class _Embedded(nn.Module):
+    """The embedding (1, D) of all that comes.
+
+    Made of a constant in the graph, OpenVINO folds it by other kernels for one sample than for
+    several, with other last bits.
+    """
+
+    def __init__(self, embedding: Tensor) -> None:
+        super().__init__()
+        self.embedding = nn.Buffer(embedding)
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.embedding
 
 
 class FluxTextEncoder(nn.Module):

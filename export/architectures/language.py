@@ -18,13 +18,16 @@ def _seen(mask: Tensor) -> Tensor:
     return causal & mask[:, None, None, :].bool()
 
 
-def last_hidden(language_model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Ids and mask (B, L) -> the last layer's states behind its norm, (B, L, D)."""
+def last_hidden(language_model: Any, ids: Tensor | None, mask: Tensor, **other: Tensor) -> Tensor:
+    """Ids and mask (B, L) -> the last layer's states behind its norm, (B, L, D).
+
+    ``other`` are further inputs, such as embeddings in the place of ids.
+    """
     seen = _seen(mask)
     # A sliding window is longer than these texts.
     masks = {"full_attention": seen, "sliding_attention": seen}
     states: Tensor = language_model(
-        input_ids=ids, attention_mask=masks, use_cache=False
+        input_ids=ids, attention_mask=masks, use_cache=False, **other
     ).last_hidden_state
     return states
 
@@ -33,14 +36,14 @@ class InnerLayers(nn.Module):
     """A Qwen3's states behind some of its layers; those above the last of them are not kept.
 
     Args:
-        language_model: the causal language model.
+        language_model: with or without the head that answers with tokens.
         layers: how many layers are before each of the states.
         dtype: of the weights.
     """
 
     def __init__(self, language_model: Any, layers: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
-        kept = copy.copy(language_model.model)
+        kept = copy.copy(language_model.base_model)
         kept._modules = kept._modules | {"layers": kept.layers[: max(layers)], "norm": None}
         self.model = cast(kept, dtype)
         self.after = layers

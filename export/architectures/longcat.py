@@ -55,7 +55,7 @@ class LongCat(Architecture):
             transformer=None,
         )
         text.encode_prompt(prompts)
-        prefix, suffix = _template(self.pipeline)
+        prefix, suffix = template(text)
         inner = slice(len(prefix), -len(suffix))
         ids, mask = (recorder.inputs[name] for name in ("input_ids", "attention_mask"))
         return ids[:, inner].numpy(), mask[:, inner].numpy()
@@ -70,7 +70,7 @@ class LongCatTextEncoder(nn.Module):
     def __init__(self, pipeline: Any, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.language_model = cast(pipeline.text_encoder.model.language_model, dtype)
-        for name, ids in zip(("prefix", "suffix"), _template(pipeline), strict=True):
+        for name, ids in zip(("prefix", "suffix"), template(pipeline), strict=True):
             self.register_buffer(name, torch.tensor(ids)[None])
 
     def forward(self, *tokens: Tensor) -> tuple[Tensor]:
@@ -95,7 +95,7 @@ class _Recorder(nn.Module):
         return SimpleNamespace(hidden_states=[inputs["input_ids"][..., None]])
 
 
-def _template(pipeline: Any) -> tuple[list[int], list[int]]:
+def template(pipeline: Any) -> tuple[list[int], list[int]]:
     """Ids before and after the prompt's."""
     texts = (pipeline.prompt_template_encode_prefix, pipeline.prompt_template_encode_suffix)
     prefix, suffix = (

@@ -34,6 +34,9 @@ class Sd3(Architecture):
         """With position embeddings that are cropped by index."""
         transformer = super().transformer(dtype)
         pos_embed: Any = transformer.pos_embed
+        most = pos_embed.pos_embed_max_size
+        # A table that nothing but Gather reads: OpenVINO then widens what is read of it alone.
+        pos_embed.pos_embed = pos_embed.pos_embed.reshape(1, most, most, -1)
         pos_embed.cropped_pos_embed = partial(_crop, pos_embed)
         return transformer
 
@@ -84,7 +87,7 @@ def _crop(pos_embed: Any, height: int, width: int) -> Tensor:
     """
     most: int = pos_embed.pos_embed_max_size
     rows, columns = height // pos_embed.patch_size, width // pos_embed.patch_size
-    grid: Tensor = pos_embed.pos_embed.reshape(1, most, most, -1)
+    grid: Tensor = pos_embed.pos_embed
     grid = grid.index_select(1, torch.arange(rows) + (most - rows) // 2)
     grid = grid.index_select(2, torch.arange(columns) + (most - columns) // 2)
     return grid.reshape(1, -1, grid.shape[-1])
