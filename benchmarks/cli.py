@@ -4,6 +4,7 @@ import argparse
 import importlib
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     """Return 0, or 2 when the user can mend what is wrong."""
     arguments = _parser().parse_args(argv)
     run: Command = arguments.run
+    # Whatever ends us ends the servers that we started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return run(arguments, Console())
     except (BenchError, DistillError, ExportError, StartError) as error:
@@ -66,7 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--model", help="a name from /v1/models (server's default)")
 
     peers = command("peers", "serving.peers.report", "bench", "against the same student elsewhere")
-    peers.add_argument("--also", type=Path, nargs="+", default=[], metavar="REPOSITORY")
+    peers.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="REPOSITORY[:tiny]",
+        help="other exports of the student; with :tiny its tiny decoder makes all pictures",
+    )
     peers.add_argument("--only", nargs="+", metavar="PEER", help="(all)")
     peers.add_argument("--rounds", type=_count, default=5)
     peers.add_argument("--seconds", type=_number, default=8.0, help="of each load (%(default)s)")
@@ -89,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     soak.add_argument("--leaving", type=float, default=0.3, help="share of clients that mean to")
     soak.add_argument("--times", type=_number, default=2.0, help="the capacity")
     soak.add_argument("--minutes", type=_number, default=5.0, help="of too much work")
+    soak.add_argument(
+        "--believed", type=_number, default=1.0, help="of the true costs, as if measured at start"
+    )
     soak.add_argument("--kills", type=_count, default=3, help="of the model and of Triton")
 
     engine = command("engine", "serving.engine", "export,bench", "every stage in every runtime")
@@ -112,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     size.add_argument("--sizes", nargs="+", metavar="WxH", default=["256x256", "512x512"])
     size.add_argument("--slice", action="store_true", help="few layers, of their real shape")
+    size.add_argument("--precision", help="of the export (the architecture's two bytes)")
     size.add_argument("--folder", type=Path, help="for the files, which may be 20 GB")
 
     distill = command("distill", "training.report", "export,bench", "the cost of an update")
@@ -134,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     gpu.add_argument("--only", nargs="+", metavar="PART", help="(all)")
     gpu.add_argument("--sizes", nargs="+", metavar="WxH", help="(those of the shapes)")
     gpu.add_argument("--batches", type=_count, nargs="+", default=[1, 2, 4, 8, 16])
-    gpu.add_argument("--seconds", type=_number, default=2.0, help="of each point (%(default)s)")
+    gpu.add_argument("--seconds", type=_number, default=1.0, help="of each point (%(default)s)")
+    gpu.add_argument("--minutes", type=_number, default=10.0, help="of all parts (%(default)s)")
     gpu.add_argument("--recipe", type=Path, help="of the update (that of the shapes)")
     gpu.add_argument("--update-batch", type=_count, default=16, help="samples of one process")
     gpu.add_argument("--device", choices=("cuda", "cpu"), default="cuda")

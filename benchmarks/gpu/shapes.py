@@ -10,13 +10,33 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Tokenizer
 
-SHAPES: dict[str, dict[str, Any]] = tomllib.loads(
-    (Path(__file__).parent / "shapes.toml").read_text(encoding="utf-8")
-)
+Table = dict[str, Any]
+
+
+def _merged(table: Table, changes: Table) -> Table:
+    changed = {
+        key: _merged(table.get(key, {}), value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    return table | changed
+
+
+def _read() -> dict[str, Table]:
+    text = (Path(__file__).parent / "shapes.toml").read_text(encoding="utf-8")
+    shapes = {name: {"pipeline": name} | table for name, table in tomllib.loads(text).items()}
+    return {
+        name: _merged(shapes[table["like"]], table | {"pipeline": table["like"]})
+        if "like" in table
+        else table
+        for name, table in shapes.items()
+    }
+
+
+SHAPES = _read()
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
-def random_component(table: dict[str, Any], dtype: torch.dtype) -> Any:
+def random_component(table: Table, dtype: torch.dtype) -> Any:
     """One part of a pipeline, its weights in ``dtype``, on torch's default device.
 
     Tokenizers know single bytes, and no words.
@@ -48,16 +68,8 @@ def write_pipeline(name: str, folder: Path, dtype: torch.dtype, *, sliced: bool 
     shape = SHAPES[name]
     torch.manual_seed(0)
     tables = shape["components"]
-    for key, fewer in shape["slice"].items() if sliced else ():
-        tables = tables | {key: _merged(tables[key], fewer)}
+    if sliced:
+        tables = _merged(tables, shape["slice"])
     components = {key: random_component(table, dtype) for key, table in tables.items()}
     absent = dict.fromkeys(shape["absent"])
-    getattr(diffusers, name)(**components, **absent).save_pretrained(folder)
-
-
-def _merged(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    changed = {
-        key: _merged(table[key], value) if isinstance(value, dict) else value
-        for key, value in changes.items()
-    }
-    return table | changed
+    getattr(diffusers, shape["pipeline"])(**components, **absent).save_pretrained(folder)

@@ -30,10 +30,6 @@ class Plan:
     requests: Requests = field(default_factory=lambda: Requests(known=KNOWN))
 
 
-class Died(BenchError):
-    """The server has stopped answering; what was measured before is good."""
-
-
 class LoadTest:
     """Points are in ``measured`` as soon as they are had."""
 
@@ -49,8 +45,7 @@ class LoadTest:
         """Measure one load after another.
 
         Raises:
-            BenchError: the server does not answer, or answers none of the requests.
-            Died: it did, and no longer does.
+            BenchError: the server does not answer, or no longer, or none of the requests.
         """
         get(self.plan.url, "/v1/models")  # says so at once if nobody answers
         self._say("the requests alone, before")
@@ -89,8 +84,7 @@ class LoadTest:
         if len(pictures) < len(answers):
             bad = next(a for a in answers if not a.picture)
             if bad.status is None:
-                kind = Died if self.measured else BenchError
-                raise kind(f"{plan.url} does not answer ({bad.error}); {EXPECTED}")
+                raise BenchError(f"{plan.url} does not answer ({bad.error}); {EXPECTED}")
             raise BenchError(
                 f"{len(answers) - len(pictures)} of {len(answers)} requests failed, one at a time; "
                 f"the first answer: {bad.problem}"
@@ -121,7 +115,7 @@ class LoadTest:
         try:
             get(self.plan.url, "/v1/models")
         except BenchError:
-            raise Died(f"{self.plan.url} stopped answering under {load}") from None
+            raise BenchError(f"{self.plan.url} stopped answering under {load}") from None
 
     def _search(self) -> Iterator[Point]:
         """Halve the distance between the highest rate that holds and the lowest that does not."""

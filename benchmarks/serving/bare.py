@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.load.client import cpu_seconds
@@ -16,28 +16,29 @@ from cdm_serve.engine.job import EngineError, Job, Partial, Picture
 from cdm_serve.engine.scheduler import Scheduler
 from cdm_serve.engine.warmup import measure
 
-KNOWN = 4
-"""Prompts come round again after so many: the text encoder hardly counts."""
-
 
 def bare_engine(folder: Path) -> Answerer:
     """The engine of an exported model, warmed up as Triton's process does it.
 
-    With ``clients`` in an order the scheduler is asked by closed loops for ``seconds``, with
-    ``batch`` the graphs run alone in a loop: text, all steps and decoding of so many pictures.
+    With ``clients`` in an order the scheduler is asked by closed loops for ``seconds``, whose
+    prompts come round again after ``known``, or never; with ``batch`` the graphs run alone in a
+    loop: text, all steps and decoding of so many pictures.
     """
     exported = find_export(folder.parent, folder.name)
     pipeline = exported.pipeline()
     stages, size = EngineStages(pipeline), pipeline.manifest.default_size
     costs, _ = measure(pipeline, exported.max_batch, exported.warm_up_seconds)
     scheduler = Scheduler(pipeline, costs, exported.cache_bytes)
+    numbers = itertools.count()
 
     def answer(order: Order) -> Run:
         begin = cpu_seconds()
         if "batch" in order:
             run = full_batches(stages, size, order["batch"], order["seconds"])
         else:
-            run = closed_loop(scheduler, size, order["clients"], order["steps"], order["seconds"])
+            requests = Requests(known=order["known"])
+            how = order["clients"], order["steps"], order["seconds"]
+            run = closed_loop(scheduler, size, requests, numbers, *how)
         spent = round(1e3 * (cpu_seconds() - begin) / run["requests"], 2)
         return run | {"cpu_milliseconds": {"engine": spent}, "server_cpu_ms": spent}
 
@@ -57,14 +58,19 @@ def full_batches(stages: EngineStages, size: str, batch: int, seconds: float) ->
 
 
 def closed_loop(
-    scheduler: Scheduler, size: str, clients: int, steps: Sequence[int], seconds: float
+    scheduler: Scheduler,
+    size: str,
+    requests: Requests,
+    numbers: Iterator[int],
+    clients: int,
+    steps: Sequence[int],
+    seconds: float,
 ) -> Run:
     """Clients who ask again as soon as they are answered, for ``steps`` in turn.
 
     Raises:
         EngineError: a picture was not made.
     """
-    requests, numbers = Requests(known=KNOWN), itertools.count()
     end = time.perf_counter() + seconds
     lock, idle = threading.Lock(), threading.Semaphore(0)
     asked: list[int] = []

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.chart import Chart, save_charts
 from benchmarks.errors import BenchError, picked
-from benchmarks.figures import spread
+from benchmarks.figures import in_turn, spread
 from benchmarks.progress import progress
 from benchmarks.record import Record
 from benchmarks.serving.exported import Exported, find_export
@@ -23,7 +23,7 @@ from benchmarks.serving.stages import OURS, TORCH, runtime_stages
 from benchmarks.serving.worker import Answerer, worker
 from cdm_serve.errors import StartError
 
-STAGES = ("text", "step", "decode", "picture")
+STAGES = ("text", "step", "decode", "tiny_decode", "picture")
 Points = list[dict[str, Any]]
 
 
@@ -42,10 +42,12 @@ class EnginePlan:
     @property
     def points(self) -> list[tuple[str, str, int]]:
         """Stage, size and batch of all that is measured."""
+        tiny = "tiny" in self.exported.manifest.decoders
         return [
             (stage, size, batch)
             for size in self.sizes
             for stage in STAGES
+            if tiny or stage != "tiny_decode"
             for batch in self.batches
             if stage != "text" or size == self.sizes[0]
         ]
@@ -85,11 +87,11 @@ def measure_engine(plan: EnginePlan, on_point: Callable[[], None]) -> dict[str, 
         workers, absent = _start(plan, stack)
         samples: dict[tuple[str, tuple[str, str, int]], list[dict[str, float]]] = {}
         for number in range(plan.rounds):
-            names = list(workers)
-            turn = number % len(names)
             for stage, size, batch in plan.points:
                 order = {"stage": stage, "size": size, "batch": batch, "seconds": plan.seconds}
-                for name in (*names[turn:], *names[:turn]):
+                for name in in_turn([*workers], number):
+                    if stage == "tiny_decode" and name in TORCH:  # which has the student alone
+                        continue
                     found = workers[name](order)
                     samples.setdefault((name, (stage, size, batch)), []).append(found)
                 on_point()

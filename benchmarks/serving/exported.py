@@ -51,7 +51,7 @@ def find_export(repository: Path, model: str | None) -> Exported:
     """A model of a repository, the first where none is named.
 
     Raises:
-        BenchError: there is none of this name.
+        BenchError: there is none of this name, or it makes nothing of a prompt alone.
     """
     folders = {folder.name: folder for folder in model_folders(repository)}
     folders = {name: path for name, path in folders.items() if (path / "1/export.json").is_file()}
@@ -63,4 +63,7 @@ def find_export(repository: Path, model: str | None) -> Exported:
     folder = folders[model] if model else next(iter(folders.values()))
     config = model_config_pb2.ModelConfig()
     text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), config)
-    return Exported(folder, {name: each.string_value for name, each in config.parameters.items()})
+    found = Exported(folder, {name: each.string_value for name, each in config.parameters.items()})
+    if found.manifest.needs_picture:
+        raise BenchError(f"{folder.name} edits pictures, and only prompts are measured: --model")
+    return found

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.errors import picked
-from benchmarks.figures import spread
+from benchmarks.figures import figure, in_turn, spread, spread_text, table_of
 from benchmarks.load.client import JSON, PNG, Load
 from benchmarks.progress import progress
 from benchmarks.prompts import Requests
 from benchmarks.record import Record
-from benchmarks.serving.bare import KNOWN, bare_engine
+from benchmarks.serving.bare import bare_engine
 from benchmarks.serving.exported import Exported, find_export
 from benchmarks.serving.measure import Run, measure
 from benchmarks.serving.servers import served
@@ -29,6 +29,7 @@ GRAPHS, ENGINE = "graphs in a loop", "engine alone"
 SERVER = {"server, JSON": JSON, "server, PNG": PNG}
 CONTENDERS = (GRAPHS, ENGINE, *SERVER)
 BATCH = 16  # of the graphs in a loop
+KNOWN = 4  # prompts come round again after so many: the text encoder hardly counts
 SHORT, LONG = 2, 8
 ALONE, BUSY, MIXED = "alone", "busy", "mixed"
 CLIENTS = {ALONE: 1, BUSY: 16, MIXED: 16}
@@ -71,9 +72,9 @@ def overhead(arguments: argparse.Namespace, console: Console) -> int:
     for load in loads:
         console.print(_table(load, rounds[load]))
     found = ratios(rounds)
-    table = Table("", "median", "range", title="Ratios, by round")
+    table = table_of("Ratios, by round", ("", "median (range)"))
     for name, ratio in found.items():
-        table.add_row(name, f"{ratio['median']:.2f}", f"{ratio['low']:.2f} - {ratio['high']:.2f}")
+        table.add_row(name, spread_text(ratio))
     console.print(table)
     record.write(
         {
@@ -111,16 +112,15 @@ def measure_overhead(
             if name == GRAPHS:
                 return engine({"batch": BATCH, "seconds": seconds})
             if name == ENGINE:
-                return engine({"clients": CLIENTS[load], "steps": steps[load], "seconds": seconds})
+                order = {"clients": CLIENTS[load], "steps": steps[load], "seconds": seconds}
+                return engine(order | {"known": KNOWN})
             requests = Requests(steps=steps[load], known=KNOWN)
             return measure(server, Load(clients=CLIENTS[load]), requests, seconds, SERVER[name])
 
         for number in range(count):
             for load in loads:
-                names = _contenders(load)
-                turn = number % len(names)
                 results: Round = {}
-                for name in (*names[turn:], *names[:turn]):
+                for name in in_turn(_contenders(load), number):
                     results[name] = run(name, load)
                     on_run()
                 rounds[load].append(results)
@@ -129,17 +129,12 @@ def measure_overhead(
 
 def ratios(rounds: dict[str, list[Round]]) -> dict[str, dict[str, float]]:
     """The spread of each of ``RATIOS`` whose load was measured."""
-
-    def figure(run: Any, keys: tuple[str, ...]) -> float:
-        for key in keys:
-            run = run[key]
-        return float(run)
-
-    return {
-        name: spread([figure(r[one], keys) / figure(r[other], keys) for r in rounds[load]])
-        for name, load, one, other, keys in RATIOS
-        if load in rounds
-    }
+    found = {}
+    for name, load, *two, keys in RATIOS:
+        pairs = [[figure(each[one], keys) or 0.0 for one in two] for each in rounds.get(load, ())]
+        if pairs:
+            found[name] = spread([a / b for a, b in pairs])
+    return found
 
 
 def _contenders(load: str) -> tuple[str, ...]:
@@ -149,11 +144,9 @@ def _contenders(load: str) -> tuple[str, ...]:
 
 def _table(load: str, rounds: list[Round]) -> Table:
     """Medians; the spread is in the file, and in the ratios."""
-    table = Table(title=f"{load}, {CLIENTS[load]} clients: medians of {len(rounds)} rounds")
-    table.add_column("")
-    columns = ("images/s", "p50 ms", "p99 ms", *(f"CPU ms, {part}" for part in (*_PARTS, "client")))
-    for name in columns:
-        table.add_column(name, justify="right")
+    title = f"{load}, {CLIENTS[load]} clients: medians of {len(rounds)} rounds"
+    spent_by = (f"CPU ms, {part}" for part in (*_PARTS, "client"))
+    table = table_of(title, ("", "images/s", "p50 ms", "p99 ms", *spent_by))
 
     def cell(values: list[float]) -> str:
         return f"{median(values):.1f}" if values else ""

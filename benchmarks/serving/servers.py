@@ -21,6 +21,23 @@ from benchmarks.serving.exported import Exported
 _START = 900.0  # seconds; a model of billions of weights is measured for minutes
 _STOP = 30.0
 _FIRST = b'{"prompt": "a fox in the snow", "seed": 0}'
+_MODEL = """
+from cdm_serve.engine import triton_model
+
+measure = triton_model.measure
+
+
+def misjudged(*arguments):
+    costs, batches = measure(*arguments)
+    for curves in costs._curves.values():
+        for size, curve in curves.items():
+            curves[size] = curve.scaled({believed})
+    return costs, batches
+
+
+triton_model.measure = misjudged
+TritonPythonModel = triton_model.TritonPythonModel
+"""
 # The parts of a cdm-serve by the names of their programs; its own process is the gateway.
 _PARTS = {"tritonserver": "triton", "triton_python_backend_stub": "engine"}
 
@@ -118,7 +135,7 @@ def started(
         output, port = Path(folder) / "output", _free_port()
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [python, "-m", *command(port)],
+                [python.absolute(), "-m", *command(port)],  # resolved, it were no venv's
                 stdout=file,
                 stderr=file,
                 cwd=folder,
@@ -134,14 +151,32 @@ def started(
 
 
 @contextmanager
-def served(exported: Exported, *arguments: str, name: str = "cdm-serve") -> Iterator[Server]:
-    """Start the real ``cdm-serve`` of one model; ``arguments`` are further ones of it."""
+def served(
+    exported: Exported, *arguments: str, name: str = "cdm-serve", believed: float = 1.0
+) -> Iterator[Server]:
+    """Start the real ``cdm-serve`` of one model; ``arguments`` are further ones of it.
+
+    Its start-up measures ``believed`` times what executions take.
+    """
     with tempfile.TemporaryDirectory(prefix="cdm-bench-") as folder:
         # The others would be loaded and warmed up for nothing.
-        (Path(folder) / exported.folder.name).symlink_to(exported.folder.resolve())
+        model = Path(folder) / exported.folder.name
+        if believed == 1.0:
+            model.symlink_to(exported.folder.resolve())
+        else:
+            _misjudged(exported.folder.resolve(), model, believed)
         where = ("--model-repository", folder, *arguments)
         with started(name, lambda port: ["cdm_serve", "--port", str(port), *where]) as server:
             yield server
+
+
+def _misjudged(folder: Path, model: Path, believed: float) -> None:
+    """The same model, but for what it measures."""
+    (model / "1").mkdir(parents=True)
+    for path in (*folder.glob("*"), *folder.glob("1/*")):
+        if path.name not in ("1", "model.py"):
+            (model / path.relative_to(folder)).symlink_to(path)
+    (model / "1" / "model.py").write_text(_MODEL.format(believed=believed))
 
 
 def last_line(text: str) -> str:

@@ -32,7 +32,7 @@ from benchmarks.load.client import Load, run_load
 from benchmarks.record import Record
 from benchmarks.serving.exported import Exported, find_export
 from benchmarks.serving.servers import last_line, served
-from benchmarks.serving.worker import worker
+from benchmarks.serving.worker import in_a_process
 from distill.adapters.loading import model_index
 from distill.adapters.registry import adapter_class
 from export.compare import psnr_db
@@ -51,7 +51,8 @@ def size(arguments: argparse.Namespace, console: Console) -> int:
     """Go the whole way, print and keep."""
     sizes, name = arguments.sizes, arguments.student
     kind = [name.removesuffix("Pipeline").lower()] if name in SHAPES else []
-    record = Record(arguments.out, "-".join(["size", *kind, *["slice"] * arguments.slice]))
+    more = [*["slice"] * arguments.slice, *filter(None, [arguments.precision])]
+    record = Record(arguments.out, "-".join(["size", *kind, *more]))
     result: Result = {"student": name, "random": name in SHAPES, "sizes": sizes, "parts": {}}
     with tempfile.TemporaryDirectory(prefix="cdm-bench-", dir=arguments.folder) as temporary:
         folder = Path(temporary) / "student" if name in SHAPES else Path(name)
@@ -66,17 +67,23 @@ def size(arguments: argparse.Namespace, console: Console) -> int:
         if name in SHAPES:
             result["slice"] = arguments.slice
             part(
-                "write random weights",
-                lambda: _in_a_process(_writing, name, folder, arguments.slice),
+                "write random weights", lambda: in_a_process(_write, name, folder, arguments.slice)
             )
         elif not folder.is_dir():
             raise BenchError(f"{name} is no folder, and no name: {', '.join(SHAPES)}")
         half = adapter_class(model_index(str(folder))["_class_name"]).half
-        result["precision"] = next(p.name for p in PRECISIONS.values() if p.dtype == half)
+        said = next(p.name for p in PRECISIONS.values() if p.dtype == half)
+        result["precision"] = arguments.precision or said
         repository = Path(temporary) / "repository"
         part("export", lambda: _export(folder, repository, result["precision"], sizes))
         drawn: dict[str, Pixels] = {}
-        part("diffusers", lambda: _in_a_process(_drawing, folder, half, sizes, into=drawn))
+
+        def draw() -> Result:
+            found, pictures = in_a_process(_draw, folder, half, sizes)
+            drawn.update(pictures)
+            return dict(found)
+
+        part("diffusers", draw)
         part("server", lambda: _serve(find_export(repository, None), drawn))
     for picture, figures in result["parts"]["server"]["pictures"].items():
         said = ", ".join(f"{key} {value}" for key, value in figures.items())
@@ -109,20 +116,9 @@ def _watched() -> Iterator[Result]:
     found |= {"seconds": _seconds(begin), "peak_gb": round(peak / 1e9, 2)}
 
 
-def _in_a_process(make: Any, *arguments: Any, into: dict[str, Pixels] | None = None) -> Result:
-    with worker(make, *arguments) as answer:
-        found, pictures = answer({})
-    if into is not None:
-        into |= pictures
-    return dict(found)
-
-
-def _writing(name: str, folder: Path, sliced: bool) -> Callable[[Result], Any]:
-    def write(_: Result) -> Any:
-        write_pipeline(name, folder, adapter_class(name).half, sliced=sliced)
-        return {"bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())}, {}
-
-    return write
+def _write(name: str, folder: Path, sliced: bool) -> Result:
+    write_pipeline(name, folder, adapter_class(SHAPES[name]["pipeline"]).half, sliced=sliced)
+    return {"bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())}
 
 
 def _export(folder: Path, repository: Path, precision: str, sizes: list[str]) -> Result:
@@ -144,26 +140,21 @@ def _export(folder: Path, repository: Path, precision: str, sizes: list[str]) ->
     }
 
 
-def _drawing(folder: Path, half: torch.dtype, sizes: list[str]) -> Callable[[Result], Any]:
+def _draw(folder: Path, half: torch.dtype, sizes: list[str]) -> tuple[Result, dict[str, Pixels]]:
     """Diffusers' own pictures, in float32 on the weights as they are stored."""
-
-    def draw(_: Result) -> Any:
-        student = load_student(folder, dtype=half)
-        networks, steps = student.adapter.networks, student.contract.steps
-        weights = {n: sum(p.numel() for p in each.parameters()) for n, each in networks.items()}
-        pictures, seconds = {}, {}
-        with ExitStack() as stack:
-            for network in networks.values():
-                stack.enter_context(float32(network))
-            for each in parse_sizes(",".join(sizes)):
-                begin, generator = time.perf_counter(), torch.Generator("cpu").manual_seed(SEED)
-                where = (each.height, each.width, generator, student.contract.of(steps))
-                picture = student.adapter.picture(PROMPT, steps, *where)
-                pictures[str(each)] = np.asarray(picture)
-                seconds[str(each)] = _seconds(begin)
-        return {"weights": weights, "steps": steps, "picture_seconds": seconds}, pictures
-
-    return draw
+    student = load_student(folder, dtype=half)
+    networks, steps = student.adapter.networks, student.contract.steps
+    weights = {n: sum(p.numel() for p in each.parameters()) for n, each in networks.items()}
+    pictures, seconds = {}, {}
+    with ExitStack() as stack:
+        for network in networks.values():
+            stack.enter_context(float32(network))
+        for each in parse_sizes(",".join(sizes)):
+            begin, generator = time.perf_counter(), torch.Generator("cpu").manual_seed(SEED)
+            where = (each.height, each.width, generator, student.contract.of(steps))
+            pictures[str(each)] = np.asarray(student.adapter.picture(PROMPT, steps, *where))
+            seconds[str(each)] = _seconds(begin)
+    return {"weights": weights, "steps": steps, "picture_seconds": seconds}, pictures
 
 
 def _serve(exported: Exported, drawn: dict[str, Pixels]) -> Result:

@@ -48,7 +48,12 @@ def soak(arguments: argparse.Namespace, console: Console) -> int:
     requests, minutes, kills = arguments.requests, arguments.minutes, arguments.kills
     parts: dict[str, tuple[int, Callable[[Step], Result]]] = {
         "leaving": (requests, lambda step: leaving(exported, requests, arguments.leaving, step)),
-        "overload": (SAMPLES, lambda step: overload(exported, arguments.times, minutes * 60, step)),
+        "overload": (
+            SAMPLES,
+            lambda step: overload(
+                exported, arguments.times, minutes * 60, step, arguments.believed
+            ),
+        ),
         "kills": (kills * len(VICTIMS), lambda step: killed(exported, kills, step)),
     }
     result = {}
@@ -128,9 +133,15 @@ def leaving(exported: Exported, requests: int, share: float, step: Step) -> Resu
     return {**found, "exit_code": server.exit_code, "complaints": complaints}
 
 
-def overload(exported: Exported, times: float, seconds: float, step: Step) -> Result:
-    """``times`` the capacity: what is taken in comes in time, the rest is told when to come."""
-    with served(exported, "--queue-seconds", str(QUEUE_SECONDS)) as server:
+def overload(
+    exported: Exported, times: float, seconds: float, step: Step, believed: float
+) -> Result:
+    """``times`` the capacity: what is taken in comes in time, the rest is told when to come.
+
+    Also where the start-up measures ``believed`` times what executions take.
+    """
+    queue = ("--queue-seconds", str(QUEUE_SECONDS))
+    with served(exported, *queue, believed=believed) as server:
         tally, numbers = Tally(server), itertools.count()
         full = [a for a in load(server, CLIENTS, numbers, CAPACITY_SECONDS) if a.picture]
         capacity = len(full) / elapsed(full)
@@ -149,6 +160,7 @@ def overload(exported: Exported, times: float, seconds: float, step: Step) -> Re
             "rate": round(times * capacity, 1),
             "seconds": seconds,
             "queue_seconds": QUEUE_SECONDS,
+            "believed": believed,
             "accepted_ms": accepted,
             **tally.to_json(),
         }

@@ -53,6 +53,9 @@ class EngineStages:
     def decode(self, batch: int, size: str) -> Any:
         return self._pipeline.decode(self._latents(batch, size))
 
+    def tiny_decode(self, batch: int, size: str) -> Any:
+        return self._pipeline.decode(self._latents(batch, size), "tiny")
+
     def picture(self, batch: int, size: str) -> Any:
         sigmas = np.array(self._pipeline.manifest.sigmas[size][self.steps], np.float32)
         conditions = self.text(batch)
@@ -87,8 +90,8 @@ def runtime_stages(name: str, folder: Path, student: Path) -> Answerer:
     """What measures one runtime, in a process of its own.
 
     Two thread pools in one process would get into each other's way. An order names a ``stage``
-    (text, step, decode, or picture: all of them with the default number of steps), a ``batch``, a
-    ``size`` and for how many ``seconds`` to repeat it.
+    (text, step, decode, tiny_decode, or picture: all of them with the default number of steps and
+    the full decoder), a ``batch``, a ``size`` and for how many ``seconds`` to repeat it.
 
     Args:
         name: of the runtime, one of ``OURS`` or ``TORCH``.

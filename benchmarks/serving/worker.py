@@ -23,16 +23,28 @@ def worker(make: Callable[..., Answerer], *arguments: Any) -> Iterator[Answerer]
         BenchError: the process ended.
         Exception: whatever is raised there.
     """
+    with _process(make.__module__) as ask:
+        ask(_make, make, arguments)
+        yield partial(ask, _answered)
+
+
+def in_a_process(run: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``run(*arguments)`` gives in a process of its own; raises as ``worker`` does."""
+    with _process(run.__module__) as ask:
+        return ask(run, *arguments)
+
+
+@contextmanager
+def _process(name: str) -> Iterator[Callable[..., Any]]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
 
         def ask(what: Callable[..., Any], *values: Any) -> Any:
             try:
                 return pool.submit(what, *values).result()
             except BrokenProcessPool:
-                raise BenchError(f"{make.__module__} ended; what it said is above") from None
+                raise BenchError(f"{name} ended; what it said is above") from None
 
-        ask(_make, make, arguments)
-        yield partial(ask, _answered)
+        yield ask
 
 
 def _make(make: Callable[..., Answerer], arguments: tuple[Any, ...]) -> None:

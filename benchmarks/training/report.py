@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.errors import picked
+from benchmarks.figures import spread_text, table_of
 from benchmarks.progress import progress
 from benchmarks.record import Record
 from benchmarks.training.ablation import STEPS, TEACHER, Ablation, accuracy, run_ablation
@@ -54,9 +55,8 @@ def _ablation(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _cost_table(cost: dict[str, Any]) -> Table:
-    table = Table(title=f"A student update, N_max {cost['n_max']}, batch {cost['batch']}")
-    for name in ("", "ours", "released", "ratio"):
-        table.add_column(name, justify="left" if not name else "right")
+    title = f"A student update, N_max {cost['n_max']}, batch {cost['batch']}"
+    table = table_of(title, ("", "ours", "released", "ratio"))
     ours, released = cost["units_ours"], cost["units_released"]
     table.add_row(
         "forwards, mean",
@@ -65,10 +65,7 @@ def _cost_table(cost: dict[str, Any]) -> Table:
     )
     table.add_row(
         "seconds, median (quartiles)",
-        *(
-            "{median:.2f} ({low:.2f} - {high:.2f})".format(**cost[name])
-            for name in ("seconds_ours", "seconds_released", "faster")
-        ),
+        *(spread_text(cost[name]) for name in ("seconds_ours", "seconds_released", "faster")),
     )
     table.caption = (
         f"{cost['counted_updates']} updates counted, {cost['timed_pairs']} pairs timed; "
@@ -78,10 +75,7 @@ def _cost_table(cost: dict[str, Any]) -> Table:
 
 
 def _ablation_table(results: dict[str, Any]) -> Table:
-    table = Table(title="Accuracy and Fréchet distance by number of steps")
-    table.add_column("")
-    for steps in STEPS:
-        table.add_column(str(steps), justify="right")
+    table = table_of("Accuracy and Fréchet distance by number of steps", ("", *map(str, STEPS)))
     for name, result in results["results"].items():
         if name == TEACHER:
             ((steps, scores),) = result["steps"].items()

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.errors import BenchError
-from benchmarks.serving.exported import Exported
+from benchmarks.serving.exported import Exported, find_export
 from benchmarks.serving.servers import Server, last_line, served, started
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 OURS = "cdm-serve"
+ALONE = "its engine, without a server"
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,26 @@ class Entrant:
     start: Callable[[Setting], AbstractContextManager[Server]]
 
 
-def ours(name: str, exported: Exported) -> Entrant:
-    """Return cdm-serve as ``make serve`` starts it."""
-    return Entrant(name, name, (Setting(),), lambda _: served(exported, name=name))
+def ours(name: str, exported: Exported, *arguments: str) -> Entrant:
+    """Return cdm-serve as ``make serve`` starts it, or with further arguments."""
+    return Entrant(name, name, (Setting(),), lambda _: served(exported, *arguments, name=name))
+
+
+def also_ours(text: str) -> Entrant:
+    """Return cdm-serve with another export: ``REPOSITORY``, or ``REPOSITORY:tiny``.
+
+    Raises:
+        BenchError: there is none, or none with a tiny decoder.
+    """
+    repository, _, decoder = text.partition(":")
+    exported = find_export(Path(repository), None)
+    manifest = exported.manifest
+    name = f"{OURS}, {manifest.precision}"
+    if not decoder:
+        return ours(name, exported)
+    if decoder not in manifest.decoders:
+        raise BenchError(f"--also {text}: expected one of {', '.join(manifest.decoders)} behind :")
+    return ours(f"{name} + {decoder} decoder", exported, "--decoder", decoder)
 
 
 def peer(name: str, python: Path, student: Path, openvino: Path) -> Entrant:

@@ -1,8 +1,6 @@
 """What ``cdm-bench peers`` prints, draws and keeps."""
 
 import argparse
-import signal
-import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,14 +11,16 @@ from rich.table import Table
 
 from benchmarks.chart import Chart, save_charts
 from benchmarks.errors import BenchError, picked
-from benchmarks.figures import spread
+from benchmarks.figures import figure, spread, spread_text, table_of
 from benchmarks.record import Record
-from benchmarks.serving.exported import find_export
+from benchmarks.serving.exported import Exported, find_export
 from benchmarks.serving.peers.entrants import (
+    ALONE,
     OURS,
     PEERS,
     REQUIREMENTS,
     Entrant,
+    also_ours,
     export_models,
     ours,
     peer,
@@ -47,17 +47,17 @@ def peers(arguments: argparse.Namespace, console: Console) -> int:
     if not (arguments.student / "model_index.json").exists():
         raise BenchError(f"{arguments.student} is no diffusers folder; expected the student's")
     names = picked("--only", arguments.only, PEERS)
-    own = [ours(OURS, find_export(arguments.repository, arguments.model))]
-    for repository in arguments.also:
-        own.append(ours(f"{OURS}, {repository}", find_export(repository, None)))
-    # Whatever ends us ends the servers.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    exported = find_export(arguments.repository, arguments.model)
+    own = [ours(OURS, exported)]
+    own += map(also_ours, arguments.also)
+    if len({each.name for each in own}) < len(own):
+        raise BenchError("--also: two of the exports have the same precision and decoder")
     with tempfile.TemporaryDirectory(prefix="cdm-bench-") as folder:
         models = Path(folder) / "openvino"
         with console.status("optimum-intel exports the student"):
             export_models(arguments.python, arguments.student, models)
         others = [peer(name, arguments.python, arguments.student, models) for name in names]
-        _measure(arguments, console, record, own, others)
+        _measure(arguments, console, record, exported, own, others)
     return 0
 
 
@@ -65,13 +65,14 @@ def _measure(
     arguments: argparse.Namespace,
     console: Console,
     record: Record,
+    exported: Exported,
     own: list[Entrant],
     others: list[Entrant],
 ) -> None:
     count, seconds = (2, 1.0) if arguments.quick else (arguments.rounds, arguments.seconds)
     if arguments.quick:
         others = [replace(each, settings=each.settings[:1]) for each in others]
-    tried, results = [], []
+    tried, results, likeness = [], [], []
     with console.status("") as status:
         for each in sweep(others, seconds, status.update):
             tried.append(each)
@@ -89,10 +90,13 @@ def _measure(
             "sweep": [each.to_json() for each in tried],
             "settings": {name: asdict(setting) for name, setting in settings.items()},
         }
-        names = [entrant.name for entrant in own]
-        for found in rounds([*own, *others], settings, peak, count, seconds, status.update):
+        names = [ALONE, *(entrant.name for entrant in own)]
+        entrants = [*own, *others]
+        turns = rounds(entrants, exported, settings, peak, count, seconds, status.update)
+        for found, alike in turns:
             results.append(found)
-            kept |= {"ratios": ratios(results, names), "rounds": results}
+            likeness.append(alike)
+            kept |= {"ratios": ratios(results, names), "rounds": results, "psnr_db": likeness}
             record.write(kept)
     save_charts(_charts(results), record.chart)
     console.print(_servers(results))
@@ -101,6 +105,9 @@ def _measure(
         of = settings[other.name]
         alone = "" if of.quick == of.busy else f"; for one client {of.quick}"
         console.print(f"{other.name}: {other.title}, {of.busy}{alone}", highlight=False)
+    for name in likeness[-1]:
+        least = min(each[name] for each in likeness)
+        console.print(f"{name}: pictures {least:.1f} dB from {OURS}'s", highlight=False)
     for name, figures in kept["ratios"].items():
         console.print(_ratios(name, figures))
     console.print(f"kept in {record.path}")
@@ -110,20 +117,15 @@ _PERCENTILES = ("p50", "p95", "p99")
 
 
 def _median(results: list[Any], server: str, load: str, *keys: str) -> str:
-    values = []
-    for each in results:
-        value: Any = each[server].get(load)
-        for key in keys:
-            value = None if value is None else value[key]
-        if value is not None:
-            values.append(value)
+    found = (figure(each[server].get(load), keys) for each in results)
+    values = [value for value in found if value is not None]
     return f"{spread(values)['median']:.1f}" if values else "-"
 
 
 def _servers(results: list[Any]) -> Table:
-    table = Table(title=f"Medians of {len(results)} rounds; milliseconds but for images/s")
-    for name in ("", "images/s, 16", "p50, 1", "p50, 4", "p50, 16", "2 steps of 8", "CPU"):
-        table.add_column(name, justify="right" if name else "left")
+    title = f"Medians of {len(results)} rounds; milliseconds but for images/s"
+    columns = ("", "images/s, 16", "p50, 1", "p50, 4", "p50, 16", "2 steps of 8", "CPU")
+    table = table_of(title, columns)
     for name in results[0]:
         table.add_row(
             name,
@@ -136,10 +138,9 @@ def _servers(results: list[Any]) -> Table:
 
 
 def _arrivals(results: list[Any]) -> Table:
-    table = Table("", title="Poisson arrivals, at shares of what the best peer can do, in ms")
-    for share in SHARES:
-        for name in _PERCENTILES:
-            table.add_column(f"{share.removesuffix(' load')}: {name}", justify="right")
+    title = "Poisson arrivals, at shares of what the best peer can do, in ms"
+    columns = (f"{share.removesuffix(' load')}: {p}" for share in SHARES for p in _PERCENTILES)
+    table = table_of(title, ("", *columns))
     for name in results[0]:
         cells = (_median(results, name, s, "milliseconds", p) for s in SHARES for p in _PERCENTILES)
         table.add_row(name, *cells)
@@ -147,20 +148,10 @@ def _arrivals(results: list[Any]) -> Table:
 
 
 def _ratios(name: str, figures: dict[str, Any]) -> Table:
-    table = Table(title=f"{name} over the others, by round: median (range)")
-    others = list(dict.fromkeys(other for each in figures.values() for other in each))
-    for title in ("", *figures):
-        table.add_column(title, justify="right" if title else "left")
-    for other in others:
-        cells = []
-        for title in FIGURES:
-            ratio = figures[title].get(other)
-            cells.append(
-                f"{ratio['median']:.2f} ({ratio['low']:.2f} - {ratio['high']:.2f})"
-                if ratio
-                else "-"
-            )
-        table.add_row(other, *cells)
+    table = table_of(f"{name} over the others, by round: median (range)", ("", *figures))
+    for other in dict.fromkeys(other for each in figures.values() for other in each):
+        found = (figures[title].get(other) for title in FIGURES)
+        table.add_row(other, *(spread_text(ratio) if ratio else "-" for ratio in found))
     return table
 
 

@@ -15,20 +15,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.errors import BenchError
-from benchmarks.figures import spread
+from benchmarks.figures import figure, in_turn, spread
 from benchmarks.load.client import Load, run_load
 from benchmarks.prompts import Requests
+from benchmarks.serving.bare import bare_engine
+from benchmarks.serving.exported import Exported
 from benchmarks.serving.measure import Run, measure
-from benchmarks.serving.peers.entrants import OURS, Entrant, Setting
+from benchmarks.serving.peers.entrants import ALONE, OURS, Entrant, Setting
 from benchmarks.serving.servers import Server
+from benchmarks.serving.worker import worker
 
 ONE, FOUR, MANY, MIXED = "1 client", "4 clients", "16 clients", "16 clients, 2 and 8 steps"
 SHARES = {"50 % load": 0.5, "80 % load": 0.8}  # of the best peer's capacity
 SHORT, LONG = 2, 8
+CLIENTS = {ONE: 1, FOUR: 4, MANY: 16, MIXED: 16}
 REQUESTS = Requests()  # of the model's own steps, every prompt another
 _WARM_UP = 0.4  # of a run at 16 clients: the first pictures of a batch size take seconds
-# Decibels: bfloat16 reaches some 30; GenAI, which puts rows of zeros where T5 would be, 21 to 27;
-# another picture less than 12.
+# Decibels: bfloat16 reaches some 30; GenAI, which puts rows of zeros where T5 would be, 21 to 27,
+# and so do int8 and a tiny decoder; another picture less than 12. The result says each.
 _SAME = 18.0
 
 Runs = Mapping[str, Run | None]
@@ -93,25 +97,26 @@ def capacity(tried: Sequence[Tried]) -> float:
 
 def rounds(
     entrants: Sequence[Entrant],
+    exported: Exported,
     settings: Mapping[str, Best],
     peak: float,
     count: int,
     seconds: float,
     say: Progress,
-) -> Iterator[dict[str, Runs]]:
-    """Of each round every server's runs, by server and load.
+) -> Iterator[tuple[dict[str, Runs], dict[str, float]]]:
+    """Of each round every server's runs, by server and load, and what ``_compare`` finds.
 
+    Among them are those of ``exported`` by our engine without a server: what ours could do at most.
     Arrivals at a share of ``peak`` are not put on a server that makes fewer pictures than that.
 
     Raises:
         BenchError: a server does not start, fails, or draws something else than the others.
     """
+    names = [each.name for each in entrants]
     for number in range(count):
         results: dict[str, dict[str, Run | None]] = {}
         drawn: dict[str, Pixels] = {}
-        # The order goes round, so that nobody always follows the same one.
-        turn = number % len(entrants)
-        for entrant in (*entrants[turn:], *entrants[:turn]):
+        for entrant in in_turn(entrants, number):
             of = settings.get(entrant.name, Best(entrant.settings[0], entrant.settings[0]))
             runs = results.setdefault(entrant.name, {})
             for setting in dict.fromkeys((of.quick, of.busy)):
@@ -123,8 +128,28 @@ def rounds(
                         runs[ONE] = measure(server, Load(clients=1), REQUESTS, seconds)
                     if setting == of.busy:
                         runs |= _busy(server, peak, seconds)
-        _compare(drawn)
-        yield {entrant.name: results[entrant.name] for entrant in entrants}
+        say(f"round {number + 1} of {count}: {ALONE}")
+        results[ALONE] = _alone(exported, seconds)
+        yield {name: results[name] for name in (*names, ALONE)}, _compare(drawn)
+
+
+def _alone(exported: Exported, seconds: float) -> dict[str, Run | None]:
+    steps = (exported.manifest.default_steps,)
+    with worker(bare_engine, exported.folder) as engine:
+
+        def run(load: str, share: float = 1.0) -> Run:
+            result: Run = engine(
+                {
+                    "clients": CLIENTS[load],
+                    "steps": (SHORT, LONG) if load == MIXED else steps,
+                    "seconds": share * seconds,
+                    "known": None,
+                }
+            )
+            return result
+
+        run(MANY, _WARM_UP)
+        return {load: run(load) for load in CLIENTS}
 
 
 def _busy(server: Server, peak: float, seconds: float) -> dict[str, Run | None]:
@@ -146,15 +171,6 @@ FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "p50 of 2 steps among 8": (MIXED, ("by_steps", str(SHORT), "p50")),
 }
 BEST = "best peer"
-
-
-def figure(runs: Runs, name: str) -> float | None:
-    """One of ``FIGURES``; None where that load was not put on the server."""
-    load, keys = FIGURES[name]
-    value: Any = runs.get(load)
-    for key in keys:
-        value = None if value is None else value[key]
-    return None if value is None else float(value)
 
 
 def ratios(
@@ -179,20 +195,31 @@ def _over(
     results: Sequence[Mapping[str, Runs]], own: str, other: str, peers: Sequence[str], name: str
 ) -> Iterator[float]:
     choose = max if name.startswith("images") else min
+    load, keys = FIGURES[name]
     for each in results:
-        names = peers if other == BEST else [other]
-        theirs = [value for peer in names if (value := figure(each[peer], name)) is not None]
-        mine = figure(each[own], name)
+        # None where that load was not put on the server.
+        values = [figure(each[p].get(load), keys) for p in (peers if other == BEST else [other])]
+        theirs = [value for value in values if value is not None]
+        mine = figure(each[own].get(load), keys)
         if mine is not None and theirs:
             yield mine / choose(theirs)
 
 
-def _compare(drawn: Mapping[str, Pixels]) -> None:
-    """All draw the same for the same requests, but for their arithmetic."""
-    for name, pictures in drawn.items():
-        error = float(((pictures - drawn[OURS]) ** 2).mean())
-        if error and 10 * np.log10(255**2 / error) < _SAME:
-            raise BenchError(f"{name} draws other pictures than {OURS}")
+def _compare(drawn: Mapping[str, Pixels]) -> dict[str, float]:
+    """All draw the same for the same requests, but for their arithmetic: PSNR to ours, in dB.
+
+    Raises:
+        BenchError: one draws something else.
+    """
+    found = {}
+    for name in drawn.keys() - {OURS}:
+        error = float(((drawn[name] - drawn[OURS]) ** 2).mean())
+        found[name] = float(10 * np.log10(255**2 / max(error, 1e-6)))
+        if found[name] < _SAME:
+            raise BenchError(
+                f"{name} draws other pictures than {OURS}, {found[name]:.1f} dB from them"
+            )
+    return found
 
 
 def _pictures(server: Server) -> Pixels:
