@@ -15,17 +15,16 @@ COPY benchmarks benchmarks
 RUN pip wheel --no-deps --wheel-dir /wheels .
 
 FROM build AS build-gateway
-RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[telemetry]"
+RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[redis,telemetry]"
 
 FROM build AS build-cpu
-RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[cpu,telemetry]"
+RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[cpu,redis,telemetry]"
 
 FROM build AS build-export
 RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[export]"
 
 FROM build-export AS build-export-gpu
-RUN pip install -c constraints.txt --extra-index-url https://pypi.nvidia.com \
-        "$(ls /wheels/*.whl)[export,tensorrt]"
+RUN pip install -c constraints.txt "$(ls /wheels/*.whl)[export,tensorrt]"
 
 FROM ${BASE_IMAGE} AS runtime
 RUN useradd --uid 10001 --user-group --home-dir /work --create-home cdm \
@@ -56,7 +55,6 @@ CMD ["cdm-export", "--help"]
 FROM ${TRITON_IMAGE} AS triton
 COPY --from=build /work/constraints.txt /wheels /tmp/wheels/
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir \
-        --extra-index-url https://pypi.nvidia.com \
         -c /tmp/wheels/constraints.txt "$(ls /tmp/wheels/*.whl)[cuda,tensorrt]" \
     && rm -rf /tmp/wheels
 USER 1000:1000
