@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STUDENT := emoji-student
+DECODER := models/emoji-tiny-decoder
 EXPORT := model_repository/$(STUDENT)/1/export.json
 
 .PHONY: serve test check release clean
@@ -13,7 +14,7 @@ serve: $(VENV)/serve.stamp $(EXPORT)
 
 ## test: install, then style, types and the test suite
 test: $(VENV)/test.stamp check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 ## check: style and types
 check: $(VENV)/test.stamp
@@ -29,8 +30,8 @@ release: $(VENV)/test.stamp
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
-$(EXPORT): models/$(STUDENT)/cdm.json | $(VENV)/serve.stamp
-	$(BIN)/cdm-export models/$(STUDENT) --to onnx --out model_repository
+$(EXPORT): models/$(STUDENT)/cdm.json $(DECODER)/config.json | $(VENV)/serve.stamp
+	$(BIN)/cdm-export models/$(STUDENT) --decoder $(DECODER) --to onnx --out model_repository
 
 $(VENV)/serve.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export]'

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,44 @@ from cdm_serve.triton.wheel import find_wheel
 
 Services = dict[str, dict[str, Any]]
 STUB = "triton_python_b"  # the kernel keeps 15 characters
+# A model that is long busy with each heartbeat while a file is there, and hangs once in a step.
+MODEL = """
+import time
+from pathlib import Path
+
+from cdm_serve.engine import scheduler, triton_model
+from cdm_serve.engine.pipeline import Pipeline
+
+HERE = Path(__file__).parent
+scheduler.STUCK_SECONDS = 1.0
+velocity = Pipeline.velocity
+
+
+def hang_once(self, *arguments):
+    if (HERE / "hang").exists():
+        (HERE / "hang").unlink()
+        time.sleep(600)
+    return velocity(self, *arguments)
+
+
+Pipeline.velocity = hang_once
+
+
+class TritonPythonModel(triton_model.TritonPythonModel):
+    def _describe(self, name):
+        end = time.monotonic() + 4.5
+        while (HERE / "busy").exists() and time.monotonic() < end:
+            pass
+        return super()._describe(name)
+"""
+
+
+def with_trouble(repository: Path, folder: Path) -> Path:
+    """Make a repository whose model is as above; where its files ``busy`` and ``hang`` may lie."""
+    shutil.copytree(repository, folder)
+    version = folder / "tiny" / "1"
+    (version / "model.py").write_text(MODEL)
+    return version
 
 
 def services() -> Services:

@@ -1,13 +1,17 @@
 """One tiny real export and one real server for the whole session."""
 
 import fcntl
+import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from cdm_serve.engine.manifest import Manifest, read_manifest
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtimes import open_runtime
+from distill import cli as distill
+from export import cli as export
 
-TEACHER = """
-import sys
-from pathlib import Path
-from pipelines import tiny_sd3
-tiny_sd3(Path(sys.argv[1]))
-"""
 RECIPE = """
 teacher = "{folder}/teacher"
 output = "{folder}/tiny"
@@ -41,11 +41,38 @@ n_max = 3
 """
 ROOT = Path(__file__).parents[1]
 
+# Files of which a process has long, so that none is left alone with one at the end; the first two
+# make different exports, for which the others wait.
+LONG = (
+    "export/test_export_weights.py",
+    "api/test_errors.py",
+    "triton/test_variants.py",
+    "distill/test_distill_cli.py",
+    "demo/test_toy.py",
+    "cdm_serve/test_server.py",
+    "export/test_export_architectures.py",
+    "api/test_playground.py",
+    "engine/test_scheduler.py",
+    "triton/test_several.py",
+    "emoji/test_training.py",
+    "export/test_export_int8.py",
+    "triton/test_supervisor.py",
+    "api/test_generation.py",
+    "tests/test_shipped_models.py",
+)
+
 # Networks as small as these are slower on several threads; also in the processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Servers start in seconds: what is measured longer is not more true for networks as small as these.
 os.environ.setdefault("CDM_SERVE_WARM_UP_SECONDS", "0.2")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((k for k, name in enumerate(LONG) if str(item.path).endswith(name)), len(LONG))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -172,32 +199,60 @@ def student(once: Once) -> Path:
     """A student that cdm-distill made of a random teacher in two updates."""
 
     def distil(folder: Path) -> None:
-        folder.mkdir()
+        from pipelines import tiny_decoder, tiny_sd3  # diffusers: seconds
+
+        tiny_sd3(folder / "teacher")
+        tiny_decoder(folder / "decoder")
         (folder / "prompts.txt").write_text("a fox\nan owl\ntwo cats\n")
         (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        # In processes of their own, so that torch stays out of this one.
-        for command in (
-            ["-c", TEACHER, folder / "teacher"],
-            ["-m", "distill", folder / "recipe.toml", "--run", folder / "run"],
-        ):
-            subprocess.run([sys.executable, *command], check=True, env=environment, cwd=folder)
+        assert distill.main([str(folder / "recipe.toml"), "--run", str(folder / "run")]) == 0
 
     return once("distilled", distil) / "tiny"
 
 
 @pytest.fixture(scope="session")
 def repository(student: Path, once: Once) -> Path:
-    """What cdm-export makes of it, in two sizes."""
+    """What cdm-export makes of it, in two sizes and with a tiny decoder."""
 
-    def export(folder: Path) -> None:
-        command = [sys.executable, "-m", "export.cli", student, "--to", "onnx", "--out", folder]
-        options = ["--sizes", "64x64,96x64", "--max-batch", "8"]
-        subprocess.run([*command, *options], check=True, cwd=ROOT)
+    def make(folder: Path) -> None:
+        options = ["--sizes", "64x64,96x64", "--max-batch", "8", "--out", str(folder)]
+        options += ["--verify", "quick"]
+        options += ["--decoder", str(student.with_name("decoder"))]
+        assert export.main([str(student), "--to", "onnx", *options]) == 0
         # What a killed export leaves behind; every server of the tests starts beside it.
         (folder / ".tiny.0123abcd.export" / "1").mkdir(parents=True)
 
-    return once("model_repository", export)
+    return once("model_repository", make)
+
+
+@pytest.fixture(scope="session")
+def quick_repository(repository: Path, once: Once) -> Path:
+    """The same model without batches: a server has half as many graphs to compile at its start."""
+    return once("quick_repository", lambda folder: copy_of(repository, folder))
+
+
+@pytest.fixture(scope="session")
+def small_repository(repository: Path, once: Once) -> Path:
+    """And in one size, without edits and tiny decoder: a sixth as many."""
+    return once("small_repository", lambda folder: copy_reduced(repository, folder))
+
+
+def copy_of(repository: Path, folder: Path, max_batch: int = 1) -> None:
+    shutil.copytree(repository, folder)
+    config = folder / "tiny" / "config.pbtxt"
+    text = config.read_text()
+    reduced = re.sub(r'(key: "max_batch" value \{ string_value: )"8"', rf'\1"{max_batch}"', text)
+    assert reduced != text
+    config.write_text(reduced)
+
+
+def copy_reduced(repository: Path, folder: Path, max_batch: int = 1) -> None:
+    copy_of(repository, folder, max_batch)
+    manifest = folder / "tiny" / "1" / "export.json"
+    contents = json.loads(manifest.read_text())
+    contents["sizes"] = ["64x64"]
+    del contents["components"]["vae_encoder"], contents["components"]["tiny_decoder"]
+    manifest.write_text(json.dumps(contents))
 
 
 @pytest.fixture(scope="session")
@@ -213,13 +268,12 @@ def pipeline(manifest: Manifest) -> Pipeline:
 Start = Callable[..., Server]
 
 
-@pytest.fixture(scope="session")
-def start(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start a server of one's own on a free port; whatever is left is ended with the session."""
+@contextmanager
+def starting(repository: Path, make_folder: Callable[[str], Path]) -> Iterator[Start]:
     servers: list[Server] = []
 
     def start(*arguments: str) -> Server:
-        folder = tmp_path_factory.mktemp("server")
+        folder = make_folder("server")
         port = str(free_port())
         command = [sys.executable, "-m", "cdm_serve", "--model-repository", str(repository)]
         with (folder / "output").open("w") as output:
@@ -236,19 +290,30 @@ def start(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         servers.append(Server(process, url, folder / "output", http))
         return servers[-1]
 
-    yield start
-    for server in servers:
-        server.http.close()
-        if server.process.poll() is None:
-            server.interrupt()
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.http.close()
+            server.process.terminate()
+        for server in servers:
+            server.process.wait(120)
+
+
+@pytest.fixture(scope="module")
+def start(small_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start a server of one's own on a free port; whatever is left is ended with the module."""
+    with starting(small_repository, tmp_path_factory.mktemp) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
-def server(start: Start) -> Server:
+def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The shared one: leave it ready."""
-    server = start()
-    server.wait_ready()
-    return server
+    with starting(repository, tmp_path_factory.mktemp) as start:
+        server = start()
+        server.wait_ready()
+        yield server
 
 
 def free_port() -> int:

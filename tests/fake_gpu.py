@@ -3,15 +3,18 @@
 ``install`` puts a cupy, an onnxruntime-gpu and a tensorrt into ``sys.modules``, with the
 signatures of cupy 13.6, onnxruntime-gpu 1.31 and TensorRT 11.4, whose graphs are computed by the
 CPU's ONNX Runtime. They are strict where the real ones are: arrays of the device do not mix with
-numpy's, each thread has a current device, what was asked for on a stream is not there before the
-stream is synchronised, TensorRT gives None or False where it cannot, and rows depend a little on
-their company.
+numpy's, each thread has a current device, TensorRT gives None or False where it cannot, and rows
+depend a little on their company. Whatever is asked for on a stream, and be it an addition of
+cupy's, is done when somebody waits for that stream, and not before: until then its memory holds
+NaN, or the largest integer, so that a wait that is missing is seen in the pictures. And so does
+memory that was given back, from the next thing on that the null stream does.
 """
 
 import json
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +26,7 @@ import pytest
 
 DRIFT = np.float32(1.001)
 MEMORY: dict[int, np.ndarray] = {}
+PINNED: set[int] = set()
 
 
 @dataclass
@@ -33,7 +37,12 @@ class Machine:
     version: str = "11.4.0.106"
     capability: tuple[int, int] = (9, 0)
     cudnn: bool = True
-    context_memory: bool = True
+    memory: int = 80 << 30
+    captures: bool = True
+    contexts: int = 1000
+    broken: bool = False
+    arenas: list[list[int]] = field(default_factory=list)
+    launched: set[tuple[int, ...]] = field(default_factory=set)
     used: set[tuple[str, int]] = field(default_factory=set)
     current: threading.local = field(default_factory=threading.local)
 
@@ -42,17 +51,31 @@ class Machine:
         return getattr(self.current, "device", 0)
 
 
+def unwritten(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Memory before anything was written there."""
+    integers = np.issubdtype(dtype, np.integer)
+    return np.full(shape, np.iinfo(dtype).max if integers else np.nan, dtype)
+
+
+def spoil(memory: np.ndarray) -> None:
+    """Whoever had it does so no more."""
+    memory[...] = unwritten(memory.shape, memory.dtype)
+
+
 class DeviceArray:
-    """An array of cupy: no numpy array, and on one device."""
+    """An array of cupy: no numpy array, on one device, and computed on the null stream."""
 
     __array_ufunc__ = None
 
-    def __init__(self, machine: Machine, host: np.ndarray) -> None:
+    def __init__(self, machine: Machine, host: np.ndarray, owner: Any = None) -> None:
         self._machine = machine
         self._host = host
+        self._owner = owner
         self._device = machine.device
         self.data = types.SimpleNamespace(ptr=host.ctypes.data)
         MEMORY[host.ctypes.data] = host
+        if owner is None:
+            weakref.finalize(self, Stream.null.add, lambda: spoil(host)).atexit = False
         machine.used.add(("cupy", self._device))
 
     shape = property(lambda self: self._host.shape)
@@ -65,23 +88,50 @@ class DeviceArray:
     def __len__(self) -> int:
         return len(self._host)
 
+    def __setitem__(self, key: Any, value: "DeviceArray") -> None:
+        assert self.dtype == value.dtype
+        part, given = self._host[key], self._operand(value)
+        Stream.null.add(lambda: np.copyto(part, given))
+
     def __getitem__(self, key: Any) -> "DeviceArray":
-        return self._made(self._host[key])
+        return DeviceArray(self._machine, self._host[key], self)
 
     def __add__(self, other: "DeviceArray") -> "DeviceArray":
-        return self._made(self._host + self._operand(other))
+        return self.made(np.add, other)
 
     def __mul__(self, other: "DeviceArray") -> "DeviceArray":
-        return self._made(self._host * self._operand(other))
+        return self.made(np.multiply, other)
 
     def astype(self, dtype: Any, copy: bool = True) -> "DeviceArray":
-        return self._made(self._host.astype(dtype, copy=copy))
+        return self.made(lambda a: a.astype(dtype)) if copy or dtype != self.dtype else self
 
     def copy(self) -> "DeviceArray":
-        return self._made(self._host.copy())
+        return self.made(np.copy)
 
-    def get(self) -> np.ndarray:
-        return self._host.copy()
+    def get(
+        self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
+    ) -> np.ndarray:
+        assert (out.shape, out.dtype) == (self.shape, self.dtype)
+        assert out.ctypes.data in PINNED, "to memory that the GPU cannot write to"
+        host = self._host
+        Stream.null.add(lambda: np.copyto(out, host))
+        if blocking:
+            Stream.null.synchronize()
+        return out
+
+    def made(self, compute: Callable[..., np.ndarray], *others: "DeviceArray") -> "DeviceArray":
+        """What comes of it and others, once it is waited for."""
+        assert self._machine.device == self._device, "the thread's current device is another"
+        operands = [self._host, *map(self._operand, others)]
+
+        @np.errstate(all="ignore")
+        def computed() -> np.ndarray:
+            return compute(*operands)
+
+        like = computed()
+        host = unwritten(like.shape, like.dtype)
+        Stream.null.add(lambda: np.copyto(host, computed()))
+        return DeviceArray(self._machine, host)
 
     def _operand(self, other: Any) -> np.ndarray:
         if not isinstance(other, DeviceArray):
@@ -89,22 +139,58 @@ class DeviceArray:
         assert other._device == self._device, "arrays of two devices"
         return other._host
 
-    def _made(self, host: np.ndarray) -> "DeviceArray":
-        assert self._machine.device == self._device, "the thread's current device is another"
-        return DeviceArray(self._machine, host)
+
+class CUDARuntimeError(RuntimeError):
+    """After some of these every call fails."""
 
 
 class Stream:
-    """Does what it was given when it is waited for."""
+    """Does what it was given, in that order, when it is waited for, unless it is captured.
+
+    None waits for another: with ``non_blocking`` not even for the null stream, which is cupy's.
+    """
+
+    machine: Machine | None = None
+    null: "Stream"
 
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        assert null or non_blocking, "one that waits for the null stream, which is not played here"
         self.work: list[Callable[[], None]] = []
+        self.captured: list[Callable[[], None]] | None = None
+        self.invalid = False
         self.ptr = id(self)
+        self._turn = threading.Lock()
         STREAMS[self.ptr] = self
 
+    def add(self, work: Callable[[], None]) -> None:
+        (self.work if self.captured is None else self.captured).append(work)
+
     def synchronize(self) -> None:
-        while self.work:
-            self.work.pop(0)()
+        assert self.captured is None, "cudaErrorStreamCaptureUnsupported"
+        if self.machine is not None and self.machine.broken:
+            raise CUDARuntimeError("cudaErrorIllegalAddress: an illegal memory access")
+        with self._turn:
+            while self.work:
+                self.work.pop(0)()
+
+    def begin_capture(self, mode: Any = None) -> None:
+        self.captured, self.invalid = [], False
+
+    def end_capture(self) -> "CudaGraph":
+        assert self.captured is not None
+        graph, self.captured = CudaGraph(self.captured), None
+        if self.invalid:
+            raise RuntimeError("cudaErrorStreamCaptureInvalidated")
+        return graph
+
+
+class CudaGraph:
+    def __init__(self, work: list[Callable[[], None]]) -> None:
+        self.work = work
+
+    def launch(self, stream: Stream) -> None:
+        for each in self.work:
+            stream.add(each)
 
 
 STREAMS: dict[int, Stream] = {}
@@ -112,9 +198,6 @@ STREAMS: dict[int, Stream] = {}
 
 def fake_cupy(machine: Machine) -> types.ModuleType:
     cupy: Any = types.ModuleType("cupy")
-
-    class CUDARuntimeError(RuntimeError):
-        pass
 
     def count() -> int:
         if not machine.gpus:
@@ -128,30 +211,46 @@ def fake_cupy(machine: Machine) -> types.ModuleType:
         def use(self) -> None:
             machine.current.device = self.id
 
-    def made(host: np.ndarray) -> DeviceArray:
-        return DeviceArray(machine, host)
+    def empty(shape: Sequence[int], dtype: Any) -> DeviceArray:
+        return DeviceArray(machine, unwritten(shape, dtype))
+
+    def written(host: np.ndarray) -> DeviceArray:
+        array = empty(host.shape, host.dtype)
+        Stream.null.add(lambda: np.copyto(array._host, host))
+        return array
 
     def asarray(array: Any) -> DeviceArray:
-        return array if isinstance(array, DeviceArray) else made(np.array(array))
+        return array if isinstance(array, DeviceArray) else written(np.array(array))
+
+    def ascontiguousarray(array: DeviceArray) -> DeviceArray:
+        return array[...] if array._host.flags.c_contiguous else array.copy()
+
+    def stack(arrays: Sequence[DeviceArray]) -> DeviceArray:
+        return arrays[0].made(lambda *hosts: np.stack(hosts), *arrays[1:])
 
     def ndarray(shape: Sequence[int], dtype: Any, memptr: Any) -> DeviceArray:
-        return made(memptr.mem.owner.numpy().view(dtype).reshape(shape))
+        host = memptr.mem.owner.numpy().view(dtype).reshape(shape)
+        return DeviceArray(machine, host, memptr)
 
-    def empty(shape: Sequence[int], dtype: Any) -> DeviceArray:
-        return made(np.full(shape, 77, dtype))
+    def alloc(size: int) -> Any:
+        if size > machine.memory:
+            raise MemoryError(f"Out of memory allocating {size:,} bytes")
+        return types.SimpleNamespace(ptr=0xC0DE, size=size)
 
     def properties(device: int) -> dict[str, Any]:
         major, minor = machine.capability
         return {"name": b"NVIDIA Fake", "major": major, "minor": minor, "totalGlobalMem": 80 << 30}
 
-    null = Stream(null=True)
+    Stream.machine = machine
+    Stream.null = null = Stream(null=True)
     cupy.__version__ = "13.6.0"
     cupy.asarray, cupy.ndarray, cupy.empty = asarray, ndarray, empty
-    cupy.ascontiguousarray = lambda a: a._made(np.ascontiguousarray(a._host))
-    cupy.stack = lambda arrays: arrays[0]._made(np.stack([each._host for each in arrays]))
+    cupy.ascontiguousarray, cupy.stack = ascontiguousarray, stack
+    cupy.zeros = lambda shape, dtype: written(np.zeros(shape, dtype))
     cupy.cuda = types.SimpleNamespace(
         Device=Device,
         Stream=Stream,
+        alloc=alloc,
         get_current_stream=lambda: null,
         MemoryPointer=lambda mem, offset: types.SimpleNamespace(mem=mem, offset=offset),
         UnownedMemory=lambda ptr, size, owner: types.SimpleNamespace(ptr=ptr, owner=owner),
@@ -164,6 +263,17 @@ def fake_cupy(machine: Machine) -> types.ModuleType:
         ),
     )
     return cupy
+
+
+def fake_cupyx(machine: Machine) -> types.ModuleType:
+    def empty_pinned(shape: Sequence[int], dtype: Any = float, order: str = "C") -> np.ndarray:
+        made = unwritten(shape, dtype)
+        PINNED.add(made.ctypes.data)
+        return made
+
+    cupyx: Any = types.ModuleType("cupyx")
+    cupyx.empty_pinned = empty_pinned
+    return cupyx
 
 
 def drifted(outputs: list[np.ndarray]) -> list[np.ndarray]:
@@ -186,6 +296,10 @@ def fake_onnxruntime(machine: Machine) -> types.ModuleType:
             on_gpu = name == "CUDAExecutionProvider" and machine.cudnn and loaded
             self._providers = [name] if on_gpu else ["CPUExecutionProvider"]
             self.device = int(chosen["device_id"])
+            self._same = chosen.get("arena_extend_strategy") == "kSameAsRequested"
+            self.arena: list[int] = []
+            self._given: list[tuple[Any, np.ndarray]] = []
+            machine.arenas.append(self.arena)
             self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
 
         def get_providers(self) -> list[str]:
@@ -194,10 +308,31 @@ def fake_onnxruntime(machine: Machine) -> types.ModuleType:
         def io_binding(self) -> "Binding":
             return Binding(self)
 
-        def run_with_iobinding(self, binding: "Binding") -> None:
+        def run_with_iobinding(self, binding: "Binding", run_options: Any = None) -> None:
             machine.used.add(("onnxruntime", self.device))
+            if machine.broken:
+                raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+            for value, array in self._given:
+                if value() is None:  # its memory is another's now
+                    spoil(array)
+            # On a stream of its own, which is waited for before this returns.
             outputs = self._session.run(binding.outputs, binding.inputs)
+            self._take(sum(each.nbytes for each in (*binding.inputs.values(), *outputs)))
             binding.values = [Value(each) for each in drifted(outputs)]
+            self._given = [(weakref.ref(each), each.array) for each in binding.values]
+            if run_options is not None:
+                shrunk = run_options.get_run_config_entry("memory.enable_memory_arena_shrinkage")
+                assert shrunk == f"gpu:{self.device}"
+                self.arena.clear()
+
+        def _take(self, size: int) -> None:
+            """A region that is free and large enough, or another one; none goes by itself."""
+            if all(region < size for region in self.arena):
+                left = machine.memory - sum(map(sum, machine.arenas))
+                size = size if self._same else 1 << size.bit_length()
+                self.arena.append(min(size, left))
+                if size > left:
+                    raise RuntimeError(f"Failed to allocate memory for a buffer of size {size}")
 
     class Value:
         def __init__(self, array: np.ndarray) -> None:
@@ -239,7 +374,7 @@ def fake_onnxruntime(machine: Machine) -> types.ModuleType:
     module.__version__ = "1.31.1"
     module.get_available_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     module.SessionOptions, module.InferenceSession = onnxruntime.SessionOptions, Session
-    module.preload_dlls = preload_dlls
+    module.preload_dlls, module.RunOptions = preload_dlls, onnxruntime.RunOptions
     return module
 
 
@@ -291,11 +426,14 @@ def fake_tensorrt(machine: Machine) -> types.ModuleType:
             self._names = [*self._inputs, *self._outputs]
             self.num_io_tensors = len(self._names)
             self.num_optimization_profiles = len(self._profiles)
+            self.device_memory_size_v2 = 9 << 30
 
-        def create_execution_context(self) -> "Context | None":
-            if not machine.context_memory:
-                self._logger.log(ILogger.Severity.ERROR, "out of memory: requested 9663676416")
+        def create_execution_context(self, strategy: str) -> "Context | None":
+            assert strategy == "by user"
+            if not machine.contexts:
+                self._logger.log(ILogger.Severity.ERROR, "Cuda Runtime (out of memory)")
                 return None
+            machine.contexts -= 1
             return Context(self)
 
         def get_tensor_name(self, index: int) -> str:
@@ -311,22 +449,37 @@ def fake_tensorrt(machine: Machine) -> types.ModuleType:
             return self._profiles[profile_index][name]
 
     class Context:
+        """Its state is one with what was captured from it."""
+
         def __init__(self, engine: Engine) -> None:
             self._engine = engine
             self._profile = 0
             self._shapes: dict[str, tuple[int, ...]] = {}
             self._addresses: dict[str, int] = {}
+            self._memory = 0
+            self._settled = self._captured = False
+
+        def _changed(self) -> None:
+            assert not self._captured, "a context was changed that a CUDA graph was captured from"
+            self._settled = False
+
+        def set_device_memory(self, memory: int, size: int) -> None:
+            self._changed()
+            self._memory = size
 
         def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+            self._changed()
             self._profile = profile_index
             return True
 
         def set_input_shape(self, name: str, shape: Any) -> bool:
+            self._changed()
             least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
             self._shapes[name] = shape
             return all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True))
 
         def set_tensor_address(self, name: str, memory: int) -> bool:
+            self._changed()
             self._addresses[name] = memory
             return True
 
@@ -342,11 +495,21 @@ def fake_tensorrt(machine: Machine) -> types.ModuleType:
 
         def execute_async_v3(self, stream_handle: int) -> bool:
             assert machine.device == self._engine.device
-            STREAMS[stream_handle].work.append(self._compute)
+            assert self._memory >= self._engine.device_memory_size_v2
+            stream = STREAMS[stream_handle]
+            if stream.captured is not None:
+                if not machine.captures or not self._settled:
+                    stream.invalid = True
+                    return False
+                self._captured = True
+            self._settled = True
+            stream.add(self._compute)
             return True
 
         def _compute(self) -> None:
             machine.used.add(("tensorrt", self._engine.device))
+            if self._captured:
+                machine.launched.add(self._shapes.get("latents", ()))
             inputs = {n: MEMORY[self._addresses[n]].reshape(s) for n, s in self._shapes.items()}
             names = [each.name for each in self._engine.session.get_outputs()]
             outputs = drifted(self._engine.session.run(names, inputs))
@@ -376,7 +539,7 @@ def fake_tensorrt(machine: Machine) -> types.ModuleType:
                 if not config.progress_monitor.step_complete("Building", step):
                     return None
             config.progress_monitor.phase_finish("Building")
-            if not machine.context_memory:
+            if machine.memory < 9 << 30:
                 self._logger.log(ILogger.Severity.ERROR, "no implementation fits the memory")
                 return None
             plan = {"version": machine.version, "capability": machine.capability}
@@ -406,9 +569,16 @@ def fake_tensorrt(machine: Machine) -> types.ModuleType:
             return len(self.profiles) - 1
 
         def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
-            return types.SimpleNamespace(serialize=lambda: serialized_timing_cache + b"timing")
+            """Of no other version; what it knows is of one kind of GPU."""
+            here = f"{machine.version} for {machine.capability}: ".encode()
+            known = serialized_timing_cache or here
+            if not known.startswith(machine.version.encode()):
+                return None
+            return types.SimpleNamespace(serialize=lambda: known + b"timing", here=here)
 
         def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+            if not ignore_mismatch and not cache.serialize().startswith(cache.here):
+                return False
             self._cache = cache
             return True
 
@@ -429,12 +599,19 @@ def fake_tensorrt(machine: Machine) -> types.ModuleType:
     trt.IProgressMonitor = IProgressMonitor
     trt.BuilderFlag = types.SimpleNamespace(REFIT="refit", VERSION_COMPATIBLE="version")
     trt.HardwareCompatibilityLevel = types.SimpleNamespace(AMPERE_PLUS="ampere")
+    trt.ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED="by user")
     trt.TensorIOMode = types.SimpleNamespace(INPUT="input", OUTPUT="output")
     trt.nptype = types_.__getitem__
     return trt
 
 
-PACKAGES = (fake_cupy, fake_onnxruntime, fake_tensorrt)
+def on_device(host: np.ndarray) -> DeviceArray:
+    """For tests that call a graph themselves."""
+    made: DeviceArray = sys.modules["cupy"].asarray(host)
+    return made
+
+
+PACKAGES = (fake_cupy, fake_cupyx, fake_onnxruntime, fake_tensorrt)
 
 
 def install(

@@ -1,5 +1,6 @@
 """Tiny random pipelines of the real classes, with tokenizers made offline."""
 
+import json
 from math import log
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
@@ -42,8 +44,10 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 TEXT_LENGTH = 24
+PICTURE_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 # Of Qwen3's own template what one message of a user meets.
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -121,6 +125,25 @@ def tiny_longcat(folder: Path | str, seed: int = 0) -> Path:
         )
     pipeline.save_pretrained(folder)
     return Path(folder)
+
+
+def tiny_longcat_edit(folder: Path | str, seed: int = 0) -> Path:
+    """Save a random LongCatImageEditPipeline, whose text encoder sees also small pictures."""
+    folder = tiny_longcat(folder, seed)
+    encoder = _qwen(layers=2, picture=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for weight in encoder.parameters():
+            nn.init.normal_(weight, std=0.2)
+    encoder.save_pretrained(folder / "text_encoder")
+    _qwen_tokenizer(more=PICTURE_TOKENS).save_pretrained(folder / "tokenizer")
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 28**2, "longest_edge": 512**2})
+    processor.save_pretrained(folder / "text_processor")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "LongCatImageEditPipeline"}
+    index |= {"text_processor": ["transformers", "Qwen2VLProcessor"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 def tiny_auraflow(folder: Path | str, seed: int = 0) -> Path:
@@ -264,7 +287,10 @@ def tiny_qwen_image(folder: Path | str, seed: int = 0) -> Path:
 
 
 def tiny_z_image(folder: Path | str, seed: int = 0) -> Path:
-    """Save a random ZImagePipeline: 64x64 px, latents 4x16x16, 64 image tokens."""
+    """Save a random ZImagePipeline: 64x64 px, latents 4x16x16, 64 image tokens.
+
+    As published, its index names a language model without the head that its files have.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = ZImageTransformer2DModel(
@@ -289,6 +315,24 @@ def tiny_z_image(folder: Path | str, seed: int = 0) -> Path:
             tokenizer=_qwen_tokenizer(CHAT),
         )
     pipeline.save_pretrained(folder)
+    index = json.loads((Path(folder) / "model_index.json").read_text())
+    index["text_encoder"] = ["transformers", "Qwen3Model"]
+    (Path(folder) / "model_index.json").write_text(json.dumps(index))
+    return Path(folder)
+
+
+def tiny_decoder(
+    folder: Path | str, latent_channels: int = 4, blocks: tuple[int, ...] = (1, 1, 0)
+) -> Path:
+    """An AutoencoderTiny for ``tiny_sd3``'s latents, or for others."""
+    torch.manual_seed(1)
+    AutoencoderTiny(
+        encoder_block_out_channels=(8,) * len(blocks),
+        decoder_block_out_channels=(8,) * len(blocks),
+        num_encoder_blocks=(0,) * len(blocks),
+        num_decoder_blocks=blocks,
+        latent_channels=latent_channels,
+    ).save_pretrained(folder)
     return Path(folder)
 
 
@@ -353,9 +397,9 @@ def _t5() -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def _qwen_tokenizer(chat_template: str | None = None) -> Qwen2Tokenizer:
+def _qwen_tokenizer(chat_template: str | None = None, more: tuple[str, ...] = ()) -> Qwen2Tokenizer:
     """Byte-level BPE without merges; pads with id 256."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more]
     vocab = [*sorted(ByteLevel.alphabet()), *special]
     return Qwen2Tokenizer(
         vocab={token: i for i, token in enumerate(vocab)},
@@ -380,10 +424,11 @@ def _qwen3(layers: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).eval()
 
 
-def _qwen() -> Qwen2_5_VLForConditionalGeneration:
+def _qwen(layers: int = 1, picture: bool = False) -> Qwen2_5_VLForConditionalGeneration:
+    """With ``layers`` of its vision tower; with tokens for a ``picture``."""
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": 259,
+            "vocab_size": 259 + 3 * picture,
             "hidden_size": 32,
             "intermediate_size": 48,
             "num_hidden_layers": 2,
@@ -400,16 +445,16 @@ def _qwen() -> Qwen2_5_VLForConditionalGeneration:
             "pad_token_id": 256,
         },
         vision_config={
-            "depth": 1,
+            "depth": layers,
             "hidden_size": 16,
             "intermediate_size": 16,
             "num_heads": 2,
             "out_hidden_size": 32,
-            "fullatt_block_indexes": [0],
+            "fullatt_block_indexes": [layers - 1],
         },
-        image_token_id=0,
+        image_token_id=261 if picture else 0,
         video_token_id=1,
-        vision_start_token_id=2,
-        vision_end_token_id=3,
+        vision_start_token_id=259 if picture else 2,
+        vision_end_token_id=260 if picture else 3,
     )
     return Qwen2_5_VLForConditionalGeneration(config).eval()

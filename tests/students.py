@@ -9,12 +9,13 @@ from pipelines import (
     tiny_flux,
     tiny_klein,
     tiny_longcat,
+    tiny_longcat_edit,
     tiny_qwen_image,
     tiny_sd3,
     tiny_z_image,
 )
 
-from cdm_serve.engine.manifest import COMPONENTS, OPTIONAL, parse_manifest
+from cdm_serve.engine.manifest import COMPONENTS, parse_manifest
 from export.manifest import manifest
 from export.plan import Plan
 from export.precision import PRECISIONS
@@ -38,6 +39,10 @@ CARD: dict[str, Any] = {
 FAMILIES: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "sd3.5": (lambda folder: tiny_sd3(folder, t5=True, dual_attention=True), {}),
     "longcat": (tiny_longcat, {"architecture": "longcat", "max_sequence_length": 512}),
+    "longcat-edit": (
+        tiny_longcat_edit,
+        {"architecture": "longcat-edit", "max_sequence_length": 512},
+    ),
     "flux": (tiny_flux, {"architecture": "flux"}),
     "flux-dev": (
         lambda folder: tiny_flux(folder, guidance=True),
@@ -67,7 +72,7 @@ def family(name: str, folder: Path) -> Path:
 
 def plan_of(
     precision: str = "fp32",
-    components: tuple[str, ...] = (*COMPONENTS, *OPTIONAL),
+    components: tuple[str, ...] = (*COMPONENTS, "vae_encoder"),
     sizes: tuple[Size, ...] = SIZES,
     max_batch: int = 4,
 ) -> Plan:

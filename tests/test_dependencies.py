@@ -15,12 +15,14 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DISTRIBUTIONS = packages_distributions()
 OURS = {"cdm_serve", "distill", "export", "benchmarks"}
 # What lives in an environment of its own says so beside it.
 OWN = {"benchmarks/serving/peers": "requirements.txt"}
 # In no environment of the tests.
 NOT_HERE = {
     "cupy": "cupy-cuda13x",
+    "cupyx": "cupy-cuda13x",
     "datasets": "datasets",
     "litserve": "litserve",
     "openvino_genai": "openvino-genai",
@@ -31,7 +33,7 @@ NOT_HERE = {
 NO_PACKAGE = {"triton_python_backend_utils"}  # Triton's own, inside its process
 # The extras that a folder's files may need; the longest folder that holds a file counts.
 EXTRAS = {
-    "cdm_serve": {"telemetry"},
+    "cdm_serve": {"c2pa", "redis", "telemetry"},
     "cdm_serve/engine": {"cpu", "cuda", "tensorrt"},
     "cdm_serve/ray": {"ray"},
     "distill": {"distill", "datasets"},
@@ -76,7 +78,7 @@ def imported(path: Path) -> Iterator[str]:
 def distribution_of(module: str) -> str:
     if module == "google.protobuf":
         return "protobuf"
-    found = packages_distributions().get(module) or [NOT_HERE[module]]
+    found = DISTRIBUTIONS.get(module) or [NOT_HERE[module]]
     return canonicalize_name(found[0])
 
 
@@ -96,6 +98,15 @@ def test_every_import_is_declared(folder: str) -> None:
         if distribution_of(module) not in allowed
     }
     assert not missing
+
+
+def test_a_gpu_has_its_libraries_and_no_package_that_would_overwrite_its_own() -> None:
+    """``onnxruntime`` and ``onnxruntime-gpu`` share a folder, and the one installed last wins."""
+    cuda, tensorrt = declared("cuda"), declared("tensorrt")
+    shared = {"cuda-toolkit", "cupy-cuda13x", "tokenizers"}
+    assert cuda == shared | {"onnxruntime-gpu"} and tensorrt == shared | {"tensorrt"}
+    lines = PROJECT["optional-dependencies"]["cuda"]
+    assert any("cudnn" in Requirement(line).extras for line in lines)
 
 
 def test_every_extra_that_is_named_is_there() -> None:

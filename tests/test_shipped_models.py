@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
+from diffusers import AutoencoderTiny, StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 
 from distill.demo.emoji.compose import BACKGROUNDS
 from distill.demo.emoji.judge import load_judge
 from distill.demo.emoji.score import look
+from distill.demo.emoji.tiny import decoder_psnr, held_out_latents
 from distill.demo.emoji.vocabulary import COLORS, POSITIONS, SUBJECTS
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -43,6 +44,13 @@ def test_the_student_says_how_it_is_sampled() -> None:
     card = json.loads((MODELS / "emoji-student" / "cdm.json").read_text())
     assert card["sigmas"] == [1.0, 0.75, 0.5, 0.25]
     assert (card["width"], card["height"], card["guidance_scale"]) == (64, 64, 1.0)
+
+
+def test_the_tiny_decoder_is_near_the_full_one(student: StableDiffusion3Pipeline) -> None:
+    folder = MODELS / "emoji-tiny-decoder"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 1e6
+    tiny = AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32)
+    assert decoder_psnr(tiny, student.vae, held_out_latents(student.vae)[:64]) > 29
 
 
 @pytest.fixture(scope="module")

@@ -112,3 +112,10 @@ def test_keys_are_not_printed(monkeypatch):
     settings = load_settings([])
     assert settings.api_keys == "0123456789abcdef"
     assert "0123456789abcdef" not in repr(settings)
+
+
+def test_the_home_folder_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "serve.toml").write_text('model_repository = "~/models"')
+    settings = load_settings(["--config", str(tmp_path / "serve.toml")])
+    assert settings.model_repository == tmp_path / "models"

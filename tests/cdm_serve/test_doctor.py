@@ -4,6 +4,7 @@ import ctypes.util
 import json
 import os
 import shutil
+import sys
 import sysconfig
 
 import fake_gpu
@@ -86,18 +87,20 @@ def test_every_model_is_told_with_its_reason(examined, copied):
     assert "this onnxruntime has no CUDAExecutionProvider: pip uninstall" in told["gpu"]
 
 
-def test_a_machine_with_gpus(examined, copied, monkeypatch, tmp_path):
+@pytest.mark.parametrize("visible", ["1", "GPU-7c"])
+def test_a_machine_with_gpus(examined, copied, monkeypatch, tmp_path, visible):
     """What the driver shows, and engines that were built by another version."""
     fake_gpu.install(monkeypatch, fake_gpu.Machine())
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
     smi.write_text(
-        "#!/bin/sh\necho '0, NVIDIA H200, 143771 MiB, 580.1, 9.0'\n"
-        "echo '1, NVIDIA H200, 143771 MiB, 580.1, 9.0'\n"
+        "#!/bin/sh\n"
+        "echo '0, GPU-5ebe, NVIDIA H200, 143771 MiB, 580.1, 9.0'\n"
+        "echo '1, GPU-7c2a, NVIDIA H200, 143771 MiB, 580.1, 9.0'\n"
     )
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     export = copied / "tiny" / "1" / "export.json"
     contents = json.loads(export.read_text())
     contents["tensorrt"] = {"version": "11.3.0.1", "options": {"version_compatible": False}}
@@ -106,10 +109,11 @@ def test_a_machine_with_gpus(examined, copied, monkeypatch, tmp_path):
     export.write_text(json.dumps(contents))
     config = copied / "tiny" / "config.pbtxt"
     config.write_text(config.read_text().replace('"openvino"', '"tensorrt"'))
-    code, lines = examined(copied)
+    code, lines = examined(copied, "--devices", "1,2")
     text = "\n".join(lines)
-    assert code == 2
-    assert "✓ GPU 0 NVIDIA H200, 143771 MiB, driver 580.1, compute capability 9.0, not in" in text
+    assert code == 2 and "✗ devices there is no GPU 2, only GPU 0, GPU 1: change --devices" in text
+    shown = "NVIDIA H200, 143771 MiB, driver 580.1, compute capability 9.0"
+    assert f"✓ GPU 0 {shown}, not in CUDA_VISIBLE_DEVICES" in text and f"✓ GPU 1 {shown}\n" in text
     assert "✓ ONNX Runtime 1.31.1, on CUDA, CPU" in text
     assert "✓ TensorRT 11.4.0.106" in text
     assert "the engines were built by TensorRT 11.3.0.1, here is 11.4.0.106: build them" in text
@@ -121,6 +125,32 @@ def test_shared_memory_as_docker_gives_it(examined, repository, monkeypatch):
     code, lines = examined(repository)
     assert code == 2
     assert "✗ shared memory only 64 MiB free in /dev/shm: docker run --shm-size 1g" in lines
+    full = shutil._ntuple_diskusage(2**30, 2**30, 0)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: full)
+    _, lines = examined(repository)
+    assert any("only 0 MiB free in /dev/shm: delete what is left there" in line for line in lines)
+    # Which a Triton elsewhere has its own of.
+    _, lines = examined(repository, "--triton", "127.0.0.1:9")
+    assert not any("shared memory" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["--on-picture", "nothing:there"], "✗ hook --on-picture must be MODULE:FUNCTION"),
+        (["--on-picture", "json:dumps"], "✓ hook json:dumps"),
+        (["--c2pa-key", "key.pem"], "✗ signing --c2pa-certificate and --c2pa-key: one needs"),
+        (["--devices", "0,1"], "✓ devices a Triton on each of 0, 1"),
+        (["--devices", "0", "--ray"], "✗ devices --devices is for the bundled Triton"),
+        (["--ray"], "✗ Ray not here ("),
+    ],
+)
+def test_what_settings_ask_for_is_looked_at(examined, repository, monkeypatch, flags, found):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, lines = examined(repository, *flags)
+    assert any(line.startswith(found) for line in lines), lines
+    wrong = "--ray" in flags or found.startswith("✗")
+    assert code == (2 if wrong else 0)
 
 
 def test_a_port_and_a_triton(examined, repository):

@@ -16,6 +16,8 @@ import yaml
 from compose import services
 from conftest import ROOT, free_port
 
+from export.cli import main as export
+
 SHIPPED = {"gateway", "triton", "cpu", "export", "export-gpu"}
 BIN = Path(sys.executable).parent
 
@@ -72,8 +74,25 @@ def test_mounted_files_are_there():
 def test_images_install_extras_that_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     installed = re.findall(r"\.whl\)\[([a-z,]+)\]", (ROOT / "Dockerfile").read_text())
-    assert installed == ["telemetry", "cpu,telemetry", "export", "export,tensorrt", "cuda,tensorrt"]
+    assert installed == [
+        "redis,telemetry",
+        "cpu,redis,telemetry",
+        "export",
+        "export,tensorrt",
+        "cuda,tensorrt",
+    ]
     assert set(",".join(installed).split(",")) <= project["optional-dependencies"].keys()
+
+
+def test_images_install_releases_that_are_known_to_work_together():
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    installs = re.findall(r"pip install .*\.whl.*", text)
+    assert len(installs) == 5 and all("constraints.txt" in line for line in installs)
+
+
+def test_triton_serves_engines_where_there_are_some():
+    """Whatever ``config.pbtxt`` says: see ``export.triton_files``."""
+    assert "--model-config-name=gpu" in services()["triton"]["command"]
 
 
 def test_kernels_are_compiled_where_a_container_may_write():
@@ -86,12 +105,12 @@ def test_kernels_are_compiled_where_a_container_may_write():
         assert service["deploy"]["resources"]["reservations"]["devices"][0]["driver"] == "nvidia"
 
 
-def test_the_gpu_export_is_a_command_that_cdm_export_knows(tmp_path):
+def test_the_gpu_export_is_a_command_that_cdm_export_knows(tmp_path, capsys):
     """Without a GPU it gets as far as missing one."""
     program, *arguments = services()["export-gpu"]["command"]
-    result = run(BIN / program, *arguments[:-1], tmp_path)
-    assert result.returncode == 2
-    assert "--to tensorrt builds on the GPU that will serve" in result.stderr
+    assert program == "cdm-export"
+    assert export([*arguments[:-1], str(tmp_path)]) == 2
+    assert "--to tensorrt builds on the GPU that will serve" in capsys.readouterr().err
 
 
 def wait_for(url, process, output):
@@ -108,14 +127,14 @@ def wait_for(url, process, output):
 
 
 @pytest.mark.parametrize("name", ["gateway", "cpu"])
-def test_the_gateways_start_as_they_are_written(name, server, repository, tmp_path):
+def test_the_gateways_start_as_they_are_written(name, server, small_repository, tmp_path):
     """With nothing but their environment, and paths, ports and addresses of this machine."""
     (tmp_path / "keys").write_text("0123456789abcdef0123\n")
     port = free_port()
     replaced = {
         "0.0.0.0": "127.0.0.1",
         "/run/secrets/api_keys": str(tmp_path / "keys"),
-        "/models": str(repository),
+        "/models": str(small_repository),
         "haproxy:8001": server.triton_address(),
     }
     service = services()[name]

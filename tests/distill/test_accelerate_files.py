@@ -35,6 +35,7 @@ def test_accelerate_reads_it(path: Path) -> None:
         assert config.fsdp_config == {"fsdp_version": 2}
 
 
+@pytest.mark.slow  # as test_parallel, whose configuration has no GPU
 def test_two_processes_of_the_sharded_one_run_without_a_gpu(tmp_path: Path) -> None:
     """The plain ones are not run: without GPUs accelerate starts several processes only by MPI.
 

@@ -1,7 +1,6 @@
 """The command itself, as a process where the process matters."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,10 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers import StableDiffusion3Pipeline
 
 from distill import checkpoint
 from distill.cli import main
+from distill.parallel import Processes
+from distill.trainer import Trainer
 
 UPDATES = 10
 
@@ -42,9 +44,31 @@ def recipe_file(write_recipe: Callable[..., Path], tmp_path: Path) -> Path:
     )
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+# The second checkpoint is never finished.
+HANGING = """
+import sys, time
+from distill import checkpoint, cli, distillation
+
+saver, saved = checkpoint.state_dict_saver.save, []
+
+def save(*arguments, **options):
+    saver(*arguments, **options)
+    saved.append(1)
+    if len(saved) == 2:
+        print("hangs", file=sys.stderr, flush=True)
+        time.sleep(600)
+
+checkpoint.state_dict_saver.save, distillation._SAME_SIGNAL = save, 0.2
+sys.exit(cli.main())
+"""
+
+
+def start(
+    *arguments: str | Path, how: tuple[str, ...] = ("-m", "distill")
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "distill", *map(str, arguments)],
+        [sys.executable, *how, *map(str, arguments)],
         cwd=Path(__file__).parents[2],
         stderr=subprocess.PIPE,
         text=True,
@@ -72,8 +96,7 @@ def test_kill_9_and_resume_is_bit_for_bit_the_straight_run(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.stderr.close()
-    reached = updates_of(checkpoint.found(killed)[-1])
-    assert 3 <= reached < UPDATES  # it was under way
+    assert 3 <= updates_of(checkpoint.found(killed)[-1]) < UPDATES  # it was under way
     (killed / ".checkpoint-00000004.tmp").mkdir(exist_ok=True)  # as a kill while writing leaves it
     (tmp_path / ".student.0a1b2c.tmp").mkdir()
 
@@ -122,20 +145,61 @@ def test_the_student_is_the_best_by_evaluation_and_the_report_says_so(
     ).read_bytes()
 
 
-def test_ctrl_c_stops_after_the_update_and_can_be_continued(
+def reached(recipe_file: Path, run: Path) -> int:
+    """The update of the newest checkpoint, from which a continuation writes the student."""
+    done = updates_of(checkpoint.found(run)[-1])
+    assert main([str(recipe_file), "--run", str(run), "--resume", "--updates", str(done)]) == 0
+    assert (recipe_file.parent / "student" / "cdm.json").exists()
+    return done
+
+
+def test_a_signal_stops_after_the_update_also_when_another_follows_it(
     recipe_file: Path, tmp_path: Path
 ) -> None:
-    process = start(recipe_file, "--run", tmp_path / "run", "--updates", "10000")
-    wait_for(process, tmp_path / "run" / "checkpoint-00000001")
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    """As a terminal and a launcher send them."""
+    options = ("--run", tmp_path / "run", "--updates", "10000", "--set", "log.checkpoint_every=3")
+    process = start(recipe_file, *options)
+    wait_for(process, tmp_path / "run" / "checkpoint-00000003")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "continue with --resume" in errors and "Traceback" not in errors
-    # Enough updates were made: what is left is to write the student.
-    done = updates_of(checkpoint.found(tmp_path / "run")[-1])
-    arguments = [str(recipe_file), "--run", str(tmp_path / "run"), "--resume"]
-    assert main([*arguments, "--updates", str(done)]) == 0
-    assert (tmp_path / "student" / "cdm.json").exists()
+    done = reached(recipe_file, tmp_path / "run")
+    assert f"stopped after update {done};" in errors
+
+
+def test_a_second_signal_ends_it_at_once_and_leaves_no_half_checkpoint(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    process = start(recipe_file, "--run", tmp_path / "run", how=("-c", HANGING))
+    while "hangs" not in (line := process.stderr.readline()):
+        assert line, "it ended"
+    process.send_signal(signal.SIGTERM)
+    while "stopping after this update" not in (line := process.stderr.readline()):
+        assert line, "the first one ended it"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGTERM and "Traceback" not in errors
+    assert list((tmp_path / "run").glob(".checkpoint*"))  # where it stood is dropped by the next
+    assert reached(recipe_file, tmp_path / "run") == 1
+    assert not list((tmp_path / "run").glob(".checkpoint*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_torchrun_passes_a_signal_on_and_all_stop_after_the_same_update(
+    recipe_file: Path, tmp_path: Path, number: int
+) -> None:
+    options = ("--folder", tmp_path / "run", "--updates", "10000")
+    process = start("-m", "distill", recipe_file, *options, how=TORCHRUN)
+    wait_for(process, tmp_path / "run" / "checkpoint-00000001")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode
+    done = reached(recipe_file, tmp_path / "run")
+    assert f"stopped after update {done};" in errors
 
 
 @pytest.mark.parametrize(
@@ -156,6 +220,23 @@ def test_mistakes_exit_with_2_and_one_line(
     assert errors.startswith("cdm-distill: error: ") and errors.count("\n") == 1
     assert message in errors
     assert not (tmp_path / "run").exists() and not (tmp_path / "student").exists()
+
+
+def test_out_of_memory_is_one_line_from_the_process_that_is(
+    recipe_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    def update(trainer: Trainer) -> None:
+        trainer.processes.rank = 1
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(Trainer, "update", update)
+    monkeypatch.setattr(Processes, "main", False)
+    assert (
+        main([str(recipe_file), "--run", str(tmp_path / "run"), "--set", "evaluation.every=0"]) == 2
+    )
+    errors = capsys.readouterr().err
+    assert errors.startswith("cdm-distill: error: process 1 has no memory left on cpu (CUDA out of")
+    assert "raise runtime.accumulate above 1" in errors and errors.count("\n") == 1
 
 
 def test_a_finished_run_is_not_overwritten(

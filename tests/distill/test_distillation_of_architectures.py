@@ -68,5 +68,6 @@ def test_two_updates_give_a_student_that_diffusers_samples(tmp_path: Path, name:
     assert len(changed) > len(before) / 2
 
     again = load_adapter(str(student), max_sequence_length=length)
+    assert {weight.dtype for weight in after.values()} == {again.half}
     picture = again.picture("a fox", 4, 40, 64, torch.Generator().manual_seed(0))
     assert picture.size == (64, 40) and np.asarray(picture).std() > 5

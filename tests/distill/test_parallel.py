@@ -110,6 +110,7 @@ def test_two_processes_train_the_student_of_one_with_the_same_batch(
     assert_same_student(folder / name, alone, teacher)
 
 
+@pytest.mark.slow
 def test_sharded_networks_train_save_resume_and_export_the_same_student(
     recipe_file: Path, alone: Path, teacher: Path
 ) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from distill.adapters import Adapter, load_adapter
 from distill.errors import DistillError
-from distill.networks import Average
+from distill.networks import Average, merged
 from distill.recipe import LoraRecipe, Recipe
 from distill.student import save_student
 from distill.trainer import Trainer
@@ -50,6 +50,21 @@ def test_the_folder_loads_and_differs_only_in_the_transformer(
     expected = adapter.sigmas(trainer.recipe.steps, 64, 64)
     assert student.scheduler.sigmas.tolist() == pytest.approx(expected, abs=1e-6)
     assert load_adapter(str(output)).pipeline.scheduler.config.shift == 3.0
+
+
+def test_a_weight_that_has_no_place_is_never_left_out(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the unchanged teacher would be the student."""
+
+    def renamed(network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in merged(network):
+            yield name.replace("proj_out", "projection"), weight
+
+    monkeypatch.setattr("distill.student.merged", renamed)
+    with pytest.raises(DistillError, match=r'cannot be written: .*\n.*"proj_out\.weight"'):
+        save_student(trainer)
+    assert not Path(trainer.recipe.output).exists()
 
 
 def test_adapters_are_merged_into_a_plain_folder(

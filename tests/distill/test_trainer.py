@@ -220,6 +220,9 @@ def test_every_choice_of_the_recipe_trains(
     moved = (flat(trainer.student) - before).abs().max()
     assert 0 < moved < 1e-3
     assert {p.dtype for p in trainer.student.parameters()} == {torch.float32}
+    layers = [m for m in trainer.teacher.modules() if isinstance(m, torch.nn.Linear)]
+    low = trainer.recipe.runtime.precision == "bf16"
+    assert {m.weight.dtype for m in layers} == {torch.bfloat16 if low else torch.float32}
 
 
 def test_weights_scale_the_gradient(make: Make, recipe: Recipe) -> None:

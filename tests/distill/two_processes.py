@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import re
 import sys
 import time
@@ -123,6 +124,9 @@ def divided(recipe: Recipe, processes: Processes, folder: Path) -> dict[str, obj
 
 def main(folder: Path, large: str) -> None:
     """Each finding under its name."""
+    (folder / f"here-{os.environ['RANK']}").touch()
+    while len(list(folder.glob("here-*"))) < 2:  # one imports faster than the other
+        time.sleep(0.01)
     dist.init_process_group("gloo", timeout=timedelta(seconds=IMPATIENT))
     processes = Processes("cpu")
     found: dict[str, object] = {}

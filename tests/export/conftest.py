@@ -1,4 +1,4 @@
-"""Tiny students: one exported in this process and, at the same time, in another."""
+"""Tiny students, and one of them exported once for all."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Once
 from pipelines import tiny_longcat, tiny_sd3
 from students import SIZES, write_card
 
@@ -23,8 +24,8 @@ OPTIONS = ["--to", "onnx", "--sizes", ",".join(map(str, SIZES)), "--max-batch", 
 
 
 @pytest.fixture(scope="session")
-def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_card(tiny_sd3(tmp_path_factory.mktemp("students") / "folder", t5=True))
+def student_folder(once: Once) -> Path:
+    return once("student", lambda folder: write_card(tiny_sd3(folder, t5=True)))
 
 
 @pytest.fixture(scope="session")
@@ -68,31 +69,13 @@ def run_export() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture(scope="session")
-def second_export(
-    student_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    run_export: Callable[..., subprocess.Popen[str]],
-) -> Callable[[], Path]:
-    """The same export from another process with another hash seed; waits for it when called."""
-    repository = tmp_path_factory.mktemp("second")
-    process = run_export(student_folder, repository, PYTHONHASHSEED="12345")
-
-    def wait() -> Path:
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
-        return repository / "tiny"
-
-    return wait
-
-
-@pytest.fixture(scope="session")
-def exported(
-    student_folder: Path, tmp_path_factory: pytest.TempPathFactory, second_export: object
-) -> Path:
+def exported(student_folder: Path, once: Once) -> Path:
     """The model folder that ``cdm-export`` wrote for the tiny student."""
-    repository = tmp_path_factory.mktemp("model_repository")
-    assert main([str(student_folder), *OPTIONS, "--out", str(repository)]) == 0
-    return repository / "tiny"
+
+    def export(repository: Path) -> None:
+        assert main([str(student_folder), *OPTIONS, "--out", str(repository)]) == 0
+
+    return once("exported", export) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -102,24 +85,29 @@ def manifest(exported: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def longcat(tmp_path_factory: pytest.TempPathFactory) -> Student:
-    folder = tiny_longcat(tmp_path_factory.mktemp("longcat") / "folder")
-    write_card(folder, name="tiny-longcat", architecture="longcat", max_sequence_length=512)
-    return load_student(folder)
+def longcat(once: Once) -> Student:
+    def make(folder: Path) -> None:
+        write_card(
+            tiny_longcat(folder),
+            name="tiny-longcat",
+            architecture="longcat",
+            max_sequence_length=512,
+        )
+
+    return load_student(once("longcat", make))
 
 
 @pytest.fixture(scope="session")
-def write_graph(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[Student, str, str], Path]:
+def write_graph(once: Once) -> Callable[[Student, str, str], Path]:
     """Export one component of a student in a precision, once."""
-    folder = tmp_path_factory.mktemp("graphs")
 
     def write(student: Student, component: str, precision: str) -> Path:
-        path = folder / f"{student.name}-{precision}" / f"{component}.onnx"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            write_onnx(graph(component, student.architecture, PRECISIONS[precision]), path)
-        return path
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            made = graph(component, student.architecture, PRECISIONS[precision])
+            write_onnx(made, folder / f"{component}.onnx")
+
+        folder = once(f"graph-{student.name}-{precision}-{component}", make)
+        return folder / f"{component}.onnx"
 
     return write

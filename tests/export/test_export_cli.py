@@ -120,6 +120,7 @@ def test_folders_that_cannot_be_used(
     assert "no model folder" in refused(capsys, student_folder, "--to", "onnx", "--out", out)
 
 
+@pytest.mark.slow
 def test_one_component_alone_is_not_for_serving(
     exported: Path, student_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +136,7 @@ def test_one_component_alone_is_not_for_serving(
     assert "is a whole model" in refused(capsys, *command, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(student_folder: Path, tmp_path: Path) -> None:
     """No file may grow beyond 4096 bytes, which to Python is an OSError as a full disk is."""
     process = subprocess.run(
@@ -153,6 +155,7 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow  # test_export_repository kills one that does nothing else
 def test_a_killed_export_leaves_the_old_one(
     exported: Path,
     student_folder: Path,

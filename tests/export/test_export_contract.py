@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Once
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from pipelines import PROMPTS, tiny_flux, tiny_qwen_image, tiny_sd3
-from students import CARD
+from students import CARD, family
 
 from distill.adapters import Adapter, load_adapter
 from distill.flow import sample
@@ -152,6 +153,37 @@ def draw(pipeline: Any, **options: Any) -> Any:
         output_type="latent",
         **options,
     ).images
+
+
+# How the cards of published checkpoints call their pipelines; guidance is counted from 0 or 1.
+CALLS: dict[str, dict[str, Any]] = {
+    "sd3.5": {"guidance_scale": 0.0},
+    "flux": {"guidance_scale": 0.0, "max_sequence_length": 256},
+    "flux-dev": {"guidance_scale": 3.5},
+    "klein": {"guidance_scale": 1.0},
+    "qwen-image": {"true_cfg_scale": 1.0, "guidance_scale": None},
+    "z-image": {"guidance_scale": 0.0},  # called 5 steps by older releases of diffusers
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_without_a_card_pictures_are_those_of_the_published_call(name: str, once: Once) -> None:
+    published = once(f"student-{name}", lambda folder: family(name, folder))
+    adapter = load_adapter(str(published))
+    pipeline = adapter.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    options: dict[str, Any] = {"num_inference_steps": 4, "output_type": "pt", "prompt": PROMPTS[0]}
+    options |= {"generator": torch.manual_seed(3), "height": 64, "width": 96}
+    expected = pipeline(**options | CALLS[name]).images
+    noise = torch.randn((1, *adapter.latent_shape(64, 96)), generator=torch.manual_seed(3))
+    sigmas = adapter.sigmas(4, 64, 96, of(adapter).of(4))
+    with torch.no_grad():
+        latents = sample(
+            lambda x, s, c: adapter.velocity(adapter.transformer, x, s, c),
+            noise, sigmas, adapter.encode(PROMPTS[:1]),
+        )  # fmt: skip
+    found = (adapter.decode(latents) * 0.5 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
 def test_pictures_are_stock_diffusers_own(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,18 @@ def test_sigmas_are_the_schedulers_own(manifest: dict[str, Any], steps: int) -> 
         assert manifest["sigmas"][size][str(steps)] == scheduler.sigmas.tolist()
 
 
+@pytest.mark.slow
 def test_the_same_student_gives_the_same_files(
-    exported: Path, second_export: Callable[[], Path]
+    exported: Path,
+    student_folder: Path,
+    tmp_path: Path,
+    run_export: Callable[..., subprocess.Popen[str]],
 ) -> None:
     """From another process, with another hash seed, into another folder."""
-    second = second_export()
+    process = run_export(student_folder, tmp_path, PYTHONHASHSEED="12345")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    second = tmp_path / "tiny"
     files = sorted(path.relative_to(exported) for path in exported.rglob("*.*"))
     assert files == sorted(path.relative_to(second) for path in second.rglob("*.*"))
     assert [sha256(exported / file) for file in files] == [sha256(second / file) for file in files]

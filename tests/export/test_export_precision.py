@@ -48,7 +48,10 @@ def test_a_cast_to_the_same_type_shares_the_weights(student: Student) -> None:
 @pytest.mark.parametrize(
     "architecture, precision, components",
     [
-        ("sd3", "fp16", ("text_encoder", "transformer", "vae_decoder", "vae_encoder")),
+        ("sd3", "fp16", ("transformer",)),
+        pytest.param(
+            *("sd3", "fp16", ("text_encoder", "vae_decoder", "vae_encoder")), marks=pytest.mark.slow
+        ),
         pytest.param("sd3", "bf16", ("transformer", "vae_decoder"), marks=pytest.mark.slow),
         pytest.param("longcat", "fp16", ("transformer",), marks=pytest.mark.slow),
         pytest.param("longcat", "bf16", ("text_encoder", "transformer"), marks=pytest.mark.slow),
@@ -58,17 +61,19 @@ def test_a_cast_to_the_same_type_shares_the_weights(student: Student) -> None:
 def test_graphs_of_a_precision_are_close_to_torch(
     request: pytest.FixtureRequest,
     write_graph: WriteGraph,
+    tmp_path: Path,
     architecture: str,
     precision: str,
     components: tuple[str, ...],
 ) -> None:
     student = request.getfixturevalue("student" if architecture == "sd3" else architecture)
-    folder = write_graph(student, components[0], precision).parent
     for component in components:
-        _check_types(onnx.load(write_graph(student, component, precision)), ONNX_TYPES[precision])
-    write_tokenizers(student.architecture.tokenizers(), folder)
+        path = write_graph(student, component, precision)
+        _check_types(onnx.load(path), ONNX_TYPES[precision])
+        (tmp_path / path.name).symlink_to(path)
+    write_tokenizers(student.architecture.tokenizers(), tmp_path)
     plan = plan_of(precision, components, SIZES[1:], max_batch=3)
-    verification = verified(student, folder, plan)
+    verification = verified(student, tmp_path, plan)
     assert not verification.failures
     compared = verification.to_json()["components"]
     errors = [each["relative_rms"] for each in compared if each["measure"] == "relative_rms"]

@@ -8,7 +8,7 @@ import pytest
 
 from export import repository as repository_module
 from export.errors import ExportError
-from export.repository import staged
+from export.repository import share_files, staged
 
 
 def build(repository: Path, text: str) -> None:
@@ -39,7 +39,7 @@ def test_a_failure_leaves_the_old_folder(tmp_path: Path, reason: type[BaseExcept
 HALF_AN_EXPORT = """
 import sys, time
 from pathlib import Path
-from export.repository import staged
+from export.repository import share_files, staged
 with staged(Path(sys.argv[1]), "model") as folder:
     (folder / "config.pbtxt").write_text("half")
     print("here", flush=True)
@@ -115,3 +115,25 @@ def test_a_repository_that_is_a_file(tmp_path: Path) -> None:
         staged(tmp_path / "file", "model"),
     ):
         pass
+
+
+def test_variants_stay_when_their_model_is_replaced(tmp_path: Path) -> None:
+    build(tmp_path, "one")
+    build(tmp_path / "model" / "variants", "variant")
+    build(tmp_path, "two")
+    assert (tmp_path / "model" / "config.pbtxt").read_text() == "two"
+    assert (tmp_path / "model" / "variants" / "model" / "config.pbtxt").read_text() == "variant"
+
+
+def test_the_same_graph_is_stored_once(tmp_path: Path) -> None:
+    for name, graph in (("one", b"same"), ("two", b"other"), ("three", b"same")):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1" / "transformer.onnx").write_bytes(graph)
+        (tmp_path / name / "1" / "model.py").write_text("")
+        shared = share_files(tmp_path / name / "1", tmp_path)
+        assert shared == (["transformer.onnx"] if name == "three" else [])
+        (tmp_path / name / "1" / "export.json").touch()
+    graphs = [tmp_path / name / "1" / "transformer.onnx" for name in ("one", "two", "three")]
+    assert graphs[0].samefile(graphs[2])
+    assert [graph.read_bytes() for graph in graphs] == [b"same", b"other", b"same"]
+    assert not (tmp_path / "one" / "1" / "model.py").samefile(tmp_path / "three" / "1" / "model.py")

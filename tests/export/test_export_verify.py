@@ -10,6 +10,7 @@ from rich.console import Console
 from students import SIZES, plan_of, verified
 
 from cdm_serve.engine.manifest import COMPONENTS
+from cdm_serve.engine.memory import GIB, Growth
 from cdm_serve.engine.runtimes.onnxruntime import OnnxGraph, OnnxRuntime
 from export.compare import Comparison, Invariance, Picture, verification_table
 from export.errors import VerificationError
@@ -21,6 +22,7 @@ from export.student import Student, load_student
 from export.verify import Candidate, candidates
 
 PLAN = plan_of()
+SMALL = plan_of(sizes=SIZES[1:])  # enough to find a wrong graph by
 
 
 def test_every_output_is_compared_at_every_batch_and_size_in_every_runtime(
@@ -51,6 +53,22 @@ def test_every_output_is_compared_at_every_batch_and_size_in_every_runtime(
     assert {(p.runtime, p.size) for p in pictures} == {(r, str(s)) for r in names for s in SIZES}
 
 
+def test_a_batch_that_memory_is_not_there_for_is_compared_smaller(
+    exported: Path, student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a graph that grows by 1 GiB with each sample."""
+    monkeypatch.setattr(Growth, "need", lambda self, batch: batch * GIB)
+    monkeypatch.setattr("cdm_serve.engine.memory.available", lambda: 2.5 * GIB)
+    found = verified(student, exported / "1", SMALL)
+    assert not found.failures and "openvino-f32" in found.served
+    assert {c.batch for c in found.checks if isinstance(c, Comparison)} == {1, 2}
+    assert {c.batch for c in found.checks if isinstance(c, Invariance)} == {2}
+    assert (
+        f"vae_decoder at {SIZES[1]} in openvino-f32 is compared in batches of up to 2: of 4, it "
+        "would take 4.0 GiB of memory, and 2.5 are available" in found.smaller
+    )
+
+
 @pytest.fixture
 def impostor(tmp_path: Path) -> Student:
     """A student of the same shapes and other weights."""
@@ -60,7 +78,7 @@ def impostor(tmp_path: Path) -> Student:
 
 
 def test_another_students_weights_are_noticed_everywhere(exported: Path, impostor: Student) -> None:
-    verification = verified(impostor, exported / "1", PLAN)
+    verification = verified(impostor, exported / "1", SMALL)
     # The graphs give the same bits alone and in a batch, whoever's they are.
     wrong = [c for c in verification.checks if not isinstance(c, Invariance)]
     assert not any(check.passed for check in wrong)
@@ -78,8 +96,8 @@ def test_a_failed_verification_replaces_nothing(
         staged(repository, "tiny") as folder,
     ):
         shutil.copytree(exported / "1", folder / "1")
-        contents = manifest(impostor, PLAN, folder / "1")
-        finish(reference(impostor, PLAN), contents, PLAN, folder, Console(quiet=True))
+        contents = manifest(impostor, SMALL, folder / "1")
+        finish(reference(impostor, SMALL), contents, SMALL, folder, Console(quiet=True))
     assert [path.name for path in repository.iterdir()] == ["tiny"]
     for path in exported.rglob("*.*"):
         copy = repository / "tiny" / path.relative_to(exported)
@@ -106,7 +124,7 @@ def test_a_graph_whose_samples_see_each_other_is_refused(
         ]
     )
     onnx.save(model, folder / "transformer.onnx")
-    verification = verified(student, folder, PLAN)
+    verification = verified(student, folder, SMALL)
     failures = verification.failures
     assert {(type(f), f.runtime) for f in failures} == {(Invariance, "openvino-f32")}
     assert "transformer in openvino-f32 at batch 4" in str(failures[0])

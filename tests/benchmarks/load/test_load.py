@@ -189,7 +189,7 @@ def test_an_open_loop_asks_as_often_as_it_should_however_slow_the_answers(server
 
 
 class Slow(BaseHTTPRequestHandler):
-    """Is full at first, then answers after half a second."""
+    """Is full at first, then answers after a second."""
 
     protocol_version = "HTTP/1.1"
     asked = 0
@@ -201,7 +201,7 @@ class Slow(BaseHTTPRequestHandler):
             self.send_response(429)
             self.send_header("retry-after", "1")
         else:
-            time.sleep(0.5)
+            time.sleep(1)
             self.send_response(200)
         self.send_header("content-length", "2")
         self.end_headers()
@@ -221,7 +221,7 @@ def test_clients_come_back_when_told_and_leave_when_tired() -> None:
         site.shutdown()
     assert (first.status, first.retry_after, second.status) == (429, 1.0, 200)
     assert second.sent - first.ended >= 1.0
-    assert (tired.status, tired.error) == (None, "left") and tired.latency < 0.4
+    assert (tired.status, tired.error) == (None, "left") and tired.latency < 1
 
 
 def test_prompts_come_again_only_after_840_and_fresh_ones_never() -> None:

@@ -1,6 +1,7 @@
 """Stages in every runtime."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_command_measures_what_is_there(
     points = {
         (point["runtime"], point["stage"], point["batch"]): point for point in result["points"]
     }
-    assert len(points) == 2 * 4 * 2
+    assert len(points) == 2 * 4 * 2 + 2  # torch has no tiny decoder
     assert all(point["milliseconds"]["median"] > 0 for point in points.values())
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "without onnxruntime cuda" in capsys.readouterr().out
@@ -39,6 +40,17 @@ def test_an_unknown_runtime_is_one_line(repository: Path, tmp_path: Path, capsys
     assert "'openvino' is unknown; known: torch f32, torch bf16, openvino f32" in (
         capsys.readouterr().err
     )
+
+
+def test_a_model_that_edits_is_one_line(repository: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(repository, tmp_path / "edits")
+    path = tmp_path / "edits" / "tiny" / "1" / "export.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"views": {size: [] for size in data["sizes"]}}))
+    where = ["--repository", str(tmp_path / "edits"), "--out", str(tmp_path)]
+    for command in ("engine", "overhead", "peers", "soak"):
+        assert main([command, *where]) == 2
+        assert "tiny edits pictures" in capsys.readouterr().err
 
 
 def test_both_make_the_same_shapes(student: Path, pipeline: Pipeline) -> None:
@@ -53,7 +65,7 @@ def test_both_make_the_same_shapes(student: Path, pipeline: Pipeline) -> None:
 def test_points_are_every_stage_size_and_batch(repository: Path) -> None:
     exported = find_export(repository, None)
     plan = EnginePlan(exported, Path(), (), exported.manifest.sizes, batches=(1, 2))
-    assert len(plan.points) == 2 + 3 * 2 * 2  # the text has no size
+    assert len(plan.points) == 2 + 4 * 2 * 2  # the text has no size
 
 
 def test_a_run_is_repeated_for_its_time() -> None:

@@ -1,12 +1,14 @@
 """The server against the engine alone, and the arithmetic between them."""
 
 import json
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from benchmarks.cli import main
 from benchmarks.figures import percentiles, spread
+from benchmarks.prompts import Requests
 from benchmarks.serving.bare import closed_loop, full_batches
 from benchmarks.serving.exported import find_export
 from benchmarks.serving.measure import made
@@ -18,7 +20,7 @@ from cdm_serve.engine.scheduler import Scheduler
 
 FLAT = dict.fromkeys((1, 2, 4), 0.02)
 CURVE = Curve(FLAT, FLAT, 2)
-COSTS = Costs(CURVE, {"64x64": CURVE, "96x64": CURVE}, {"64x64": CURVE, "96x64": CURVE})
+COSTS = Costs(CURVE, *[{"64x64": CURVE, "96x64": CURVE}] * 4)
 
 
 @pytest.mark.slow
@@ -73,7 +75,7 @@ def test_finds_a_model_and_how_it_is_served(repository: Path) -> None:
 
 def test_the_engine_is_asked_by_closed_loops_for_steps_in_turn(pipeline: Pipeline) -> None:
     scheduler = Scheduler(pipeline, COSTS, 2**20)
-    run = closed_loop(scheduler, "64x64", clients=4, steps=(1, 8), seconds=1.0)
+    run = closed_loop(scheduler, "64x64", Requests(), count(), 4, (1, 8), 1.0)
     scheduler.close()
     assert run["requests"] >= 4
     assert run["by_steps"]["1"]["p50"] < run["by_steps"]["8"]["p50"]

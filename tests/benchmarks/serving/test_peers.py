@@ -1,6 +1,7 @@
 """The arithmetic of the rounds, and short runs of the servers."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from benchmarks.cli import main
 from benchmarks.errors import BenchError
 from benchmarks.figures import spread
-from benchmarks.serving.peers.entrants import OURS, PEERS, Setting
+from benchmarks.serving.peers.entrants import ALONE, OURS, PEERS, Setting
 from benchmarks.serving.peers.rounds import BEST, MANY, MIXED, ONE, Best, Tried, best, ratios
 from benchmarks.serving.servers import started
 
@@ -67,6 +68,16 @@ def test_a_server_that_ends_at_once_is_one_line() -> None:
         pass
 
 
+def test_a_python_is_named_from_where_the_command_was_given(monkeypatch) -> None:
+    python = Path(sys.executable)
+    monkeypatch.chdir(python.parent)
+    with (
+        pytest.raises(BenchError, match=r"nobody does not start; .* No module named nobody"),
+        started("nobody", lambda port: ["nobody"], Path(python.name)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -94,12 +105,13 @@ def test_servers_take_turns_and_draw_the_same(
     assert main(["peers", "--quick", *where]) == 0
     (path,) = tmp_path.glob("peers-*.json")
     result = json.loads(path.read_text())
-    names = {OURS, *PEERS}
+    names = {OURS, *PEERS, ALONE}
     assert [set(each) for each in result["rounds"]] == [names] * 2
     for each in result["rounds"]:
         for of in each.values():
             assert of[MANY]["images_per_second"] > 0 < of[ONE]["milliseconds"]["p50"]
             assert set(of[MIXED]["by_steps"]) == {"2", "8"}
-    assert result["ratios"][OURS]["images/s, 16 clients"][BEST]["low"] > 0
+    for own in (OURS, ALONE):
+        assert result["ratios"][own]["images/s, 16 clients"][BEST]["low"] > 0
     assert path.with_suffix(".png").exists()
     assert "cdm-serve over the others" in capsys.readouterr().out

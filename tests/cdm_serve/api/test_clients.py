@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 
 import httpx
 import openai
@@ -50,7 +51,12 @@ AXIOS = {
     "user-agent": "axios/1.11.0",
 }
 PHP = {"user-agent": "Nextcloud OpenAI/LocalAI integration", "content-type": "application/json"}
-FETCH = {"content-type": "application/json", "authorization": "Bearer none", "accept": "*/*"}
+FETCH = {
+    "content-type": "application/json",
+    "accept": "*/*",
+    "user-agent": "node-fetch",
+    "accept-encoding": "gzip, deflate, br",
+}
 REQUESTS = {
     "user-agent": "python-requests/2.32.5",
     "accept-encoding": "gzip, deflate",
@@ -120,12 +126,19 @@ SENT = {
         "b64_json",
         ["size"],
     ),
-    "SillyTavern": (
-        FETCH,
+    "SillyTavern, OpenAI": (
+        FETCH | {"authorization": "Bearer none"},
         b'{"prompt":"a fox","model":"dall-e-3","size":"1792x1024","n":1,"quality":"standard",'
         b'"style":"vivid","response_format":"b64_json"}',
         "b64_json",
         ["style", "size"],
+    ),
+    "SillyTavern, OpenAI's gpt-image-1": (
+        FETCH | {"authorization": "Bearer none"},
+        b'{"prompt":"a fox","model":"gpt-image-1","size":"1024x1536","n":1,"quality":"auto",'
+        b'"moderation":"low"}',
+        "b64_json",
+        ["size"],
     ),
     "vLLM-Omni's example": (
         REQUESTS,
@@ -168,6 +181,29 @@ def test_it_gets_a_picture_and_is_told_what_was_not_done(gateway, name):
     assert form in item
     assert is_picture(item)
     assert [warning.partition(":")[0] for warning in answer["warnings"]] == told
+
+
+def test_sillytavern_takes_it_for_a_server_of_stable_diffusion_cpp(gateway):
+    """The only one of its sources whose address can be set and that needs no more than this."""
+    ping = gateway.http.options(ROUTE, headers=FETCH)
+    assert ping.is_success
+    assert gateway.http.get("/v1/models", headers=FETCH).json()["data"]
+    body = (
+        b'{"prompt":"best quality, absurdres, aesthetic, a fox","negative_prompt":"lowres, blurry",'
+        b'"width":512,"height":512,"steps":20,"cfg_scale":7,"batch_size":1,"sampler_name":"DDIM",'
+        b'"scheduler":"normal","clip_skip":1}'
+    )
+    response = gateway.http.post("/sdapi/v1/txt2img", content=body, headers=FETCH)
+    assert response.status_code == 200, response.text
+    (image,) = response.json()["images"]
+    assert base64.b64decode(image).startswith(PNG)
+    warnings = json.loads(response.headers["x-warnings"])
+    assert [warning.partition(":")[0] for warning in warnings] == [
+        *("sampler_name", "scheduler", "clip_skip"),
+        *("negative_prompt", "guidance_scale", "num_inference_steps", "size"),
+    ]
+    refused = gateway.http.post("/sdapi/v1/txt2img", json={"prompt": "a fox", "batch_size": 2})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "n"
 
 
 # Of those in Python, what they give to OpenAI's client.

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from cdm_serve.api.decode import prepare
 from cdm_serve.api.errors import ApiError
@@ -117,6 +117,60 @@ def test_a_picture_is_turned_as_its_exif_says(kind, orientation):
     exif[0x0112] = orientation
     options = {} if kind == "PNG" else {"quality": 95}
     assert close(corners(pixels(saved(stored, kind, exif=exif, **options))), CORNERS, 30)
+
+
+def display_p3():
+    """sRGB's profile with the colorants of Display P3, which has the same curve."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for number in range(int.from_bytes(profile[128:132])):
+        tag, place = struct.unpack_from(">4sI", profile, 132 + 12 * number)
+        if tag in P3:
+            struct.pack_into(">3i", profile, place + 8, *(round(65536 * x) for x in P3[tag]))
+    return bytes(profile)
+
+
+P3 = {
+    b"rXYZ": (0.51512, 0.24120, -0.00105),
+    b"gXYZ": (0.29198, 0.69225, 0.04189),
+    b"bXYZ": (0.15710, 0.06657, 0.78407),
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_other_colours_become_srgb(mode):
+    """By the two spaces' definitions: linear light, through the matrix between them, and back."""
+    colour = np.array([200, 100, 50])
+    linear = ((colour / 255 + 0.055) / 1.055) ** 2.4
+    between = [[1.22494, -0.22494, 0], [-0.04206, 1.04206, 0], [-0.01964, -0.07864, 1.09828]]
+    expected = 255 * (1.055 * (between @ linear) ** (1 / 2.4) - 0.055)
+    image = Image.new(mode, (64, 64), (*colour, 255)[: len(mode)])
+    data = saved(image, icc_profile=display_p3())
+    assert np.abs(pixels(data) - expected).max() < 1.5
+    assert np.array_equal(pixels(saved(image))[0, 0], colour)
+    if mode == "RGBA":  # whose transparency stays what it is
+        image.paste((0, 0, 0, 0), (0, 0, 32, 64))
+        made = prepare(saved(image, icc_profile=display_p3()), None, SIZES)
+        assert made.tensors["mask"][:, :32].all() and not made.tensors["mask"][:, 32:].any()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_a_profile_that_does_not_fit_changes_nothing(mode):
+    """Broken ones, and for grey and CMYK one of RGB."""
+    image = square(mode=mode)
+    kind = "PNG" if mode != "CMYK" else "JPEG"
+    plain = pixels(saved(image, kind))
+    good = display_p3()
+    for profile in (b"none", good[:200], bytes(len(good)), *([good] if mode != "RGB" else [])):
+        assert np.array_equal(pixels(saved(image, kind, icc_profile=profile)), plain)
+
+
+def test_damaged_profiles_are_no_danger():
+    draw, image = random.Random(3), square()
+    for _ in range(200):
+        profile = bytearray(display_p3())
+        for _ in range(draw.choice([1, 4, 30])):
+            profile[draw.randrange(len(profile))] = draw.randrange(256)
+        assert pixels(saved(image, icc_profile=bytes(profile))).shape == (64, 64, 3)
 
 
 def test_others_are_covered_and_cropped_in_the_middle():

@@ -3,13 +3,15 @@
 import base64
 import io
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from cdm_serve.api.edits import check_model
 from cdm_serve.api.errors import ApiError
@@ -124,6 +126,20 @@ def test_a_stream_of_edits(client):
         assert np.array_equal(opened(event)[:, :24], PIXELS[:, :24])
     (item,) = client.images.edit(image=IMAGE, mask=MASK, prompt="a fox", extra_body=extra).data
     assert completed.b64_json == item.b64_json
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_nothing_but_pixels_of_a_picture_comes_back(server, kind):
+    """Neither where it was taken nor its colour profile, which is not that of the answer."""
+    exif = Image.Exif()
+    exif[0x010E] = "a secret"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, kind, exif=exif, icc_profile=profile)
+    fields = {"prompt": "a fox", "output_format": kind}
+    answer = server.edit(buffer.getvalue(), MASK, **fields).json()["data"][0]["b64_json"]
+    data = base64.b64decode(answer)
+    assert b"a secret" not in data and "icc_profile" not in Image.open(io.BytesIO(data)).info
 
 
 def test_variations_need_no_prompt(client, server):
@@ -245,6 +261,36 @@ def test_damaged_uploads_never_break_the_server(server, count):
     assert server.http.get("/readyz").status_code == 200
     grown = 4096 * (int(statm.read_text().split()[1]) - before)
     assert grown < 64e6
+
+
+@pytest.mark.slow
+def test_two_hundred_mixed_with_generations_give_the_bytes_that_each_gives_alone(server):
+    draw = random.Random(8)
+    files = [png(np.roll(PIXELS, 7 * k, axis=1)) for k in range(5)]
+    wanted = []
+    for seed in range(200):
+        fields = {"prompt": draw.choice(["a fox", "an owl"]), "seed": seed}
+        fields["num_inference_steps"] = draw.choice([1, 2, 4])
+        upload = None
+        if seed % 2:
+            upload = draw.choice(files), draw.choice([None, MASK])
+            fields["strength"] = draw.choice([0.5, 1])
+        wanted.append((upload, fields))
+
+    def made(work):
+        upload, fields = work
+        while True:
+            response = server.edit(*upload, **fields) if upload else server.generate(**fields)
+            if response.status_code != 429:
+                assert response.status_code == 200, response.text
+                return response.json()["data"][0]
+            time.sleep(float(response.headers["retry-after"]))
+
+    alone = [made(work)["b64_json"] for work in wanted]
+    with ThreadPoolExecutor(200) as pool:
+        together = list(pool.map(made, wanted))
+    assert [item["b64_json"] for item in together] == alone
+    assert max(max(item["receipt"]["batches"]) for item in together) > 2
 
 
 def test_a_model_without_an_encoder_is_refused_by_name(manifest):

@@ -1,11 +1,15 @@
 import io
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cdm_serve.api.encode import EXIF_IMAGE_DESCRIPTION, encode_image
+from cdm_serve.api.encode import EXIF_IMAGE_DESCRIPTION, encode_image, provenance_of
+
+RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
 
 
 @pytest.fixture
@@ -35,3 +39,17 @@ def test_quality_trades_size_for_likeness(pixels, output_format):
     image = Image.open(io.BytesIO(files[1]))
     assert image.format == output_format.upper()
     assert np.abs(np.asarray(image).astype(int) - pixels).mean() < 3
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_provenance_is_where_others_read_it(pixels, output_format):
+    for edit, source in ((False, "trained"), (True, "compositeWithTrained")):
+        xmp = provenance_of('a "model"', edit=edit)
+        image = Image.open(io.BytesIO(encode_image(pixels, output_format, 90, {"seed": "7"}, xmp)))
+        image.load()
+        found = image.info["xmp"] if output_format != "png" else image.text["XML:com.adobe.xmp"]
+        text = found if isinstance(found, str) else found.decode()
+        (description,) = ElementTree.fromstring(text).iter(f"{RDF}Description")
+        assert description.get(f"{IPTC}AISystemUsed") == 'cdm-serve, a "model"'
+        term = description.get(f"{IPTC}DigitalSourceType").rpartition("/")[2]
+        assert term == f"{source}AlgorithmicMedia"

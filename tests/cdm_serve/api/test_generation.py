@@ -2,13 +2,15 @@
 
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import openai
 import pytest
 
-JOBS = [("a fox", seed, 16, "96x64") for seed in range(24)]
+JOBS = [("a fox", seed, 16) for seed in range(24)]
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,32 @@ def model_pid(server):
 
 def kill_model(server):
     os.kill(model_pid(server), signal.SIGKILL)
+
+
+@contextmanager
+def model_killed_for_long(server):
+    """The Triton that is started for it is held up: no retry finds one that was quick."""
+    over, held = threading.Event(), set(server.descendants())
+
+    def hold():
+        while not over.is_set():
+            for pid, name in server.descendants().items():
+                if name == "tritonserver" and pid not in held:
+                    held.add(pid)
+                    os.kill(pid, signal.SIGSTOP)
+            over.wait(0.02)
+
+    before = set(held)
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        kill_model(server)
+        yield
+    finally:
+        over.set()
+        holder.join()
+        for pid in held - before:
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_every_picture_is_made_once_more_and_is_the_same(own, server):
@@ -54,7 +82,6 @@ def test_a_stream_goes_on_where_it_was(own, server):
         "seed": 3,
         "num_inference_steps": 16,
         "n": 10,
-        "size": "96x64",
         "stream": True,
         "partial_images": 3,
     }
@@ -76,31 +103,15 @@ def test_a_stream_goes_on_where_it_was(own, server):
     own.wait_ready()
 
 
-def test_a_model_that_hangs_cannot_hold_a_request_beyond_its_deadline(start):
-    server = start("--heartbeat-timeout", "60", "--drain-seconds", "1")
-    server.wait_ready()
-    os.kill(model_pid(server), signal.SIGSTOP)
-    begin = time.monotonic()
-    answer = server.http.post(
-        "/v1/images/generations",
-        json={"prompt": "a fox"},
-        headers={"x-request-timeout-ms": "1000"},
-    )
-    assert answer.status_code == 504
-    assert answer.json()["error"]["code"] == "deadline_exceeded"
-    assert time.monotonic() - begin < 10
-    assert server.interrupt() == 0
-
-
 def test_what_does_not_come_back_in_time_is_one_clear_503(start):
     server = start("--retry-seconds", "0.05", "--heartbeat-seconds", "0.5")
     server.wait_ready()
     with ThreadPoolExecutor(8) as pool:
-        fields = {"prompt": "a fox", "num_inference_steps": 16, "n": 10, "size": "96x64"}
+        fields = {"prompt": "a fox", "num_inference_steps": 16, "n": 10}
         running = [pool.submit(server.generate, **fields) for _ in range(8)]
         time.sleep(0.1)
-        kill_model(server)
-        answers = [future.result() for future in running]
+        with model_killed_for_long(server):
+            answers = [future.result() for future in running]
     assert {answer.status_code for answer in answers} <= {200, 503}
     lost = [answer for answer in answers if answer.status_code == 503]
     assert lost
@@ -115,12 +126,16 @@ def test_what_does_not_come_back_in_time_is_one_clear_503(start):
         for _ in range(8):  # so that the stream is not at its end before the model is
             pool.submit(server.generate, **fields)
         extra = {key: fields[key] for key in ("num_inference_steps",)}
+        model = model_pid(server)
         events = client.images.generate(
-            prompt="a fox", n=10, size="96x64", stream=True, partial_images=3, extra_body=extra
+            prompt="a fox", n=10, stream=True, partial_images=3, extra_body=extra
         )
         kinds = [next(iter(events)).type]
-        kill_model(server)
-        with pytest.raises(openai.APIError, match=r"restart|ended|broke"):
+        os.kill(model, signal.SIGSTOP)  # at once: to find out whom to hold up takes a while
+        with (
+            model_killed_for_long(server),
+            pytest.raises(openai.APIError, match=r"restart|ended|broke|loaded"),
+        ):
             kinds += [event.type for event in events]
         assert kinds.count("image_generation.completed") < 10
     server.wait_ready()

@@ -119,6 +119,7 @@ def test_every_picture_comes_with_its_receipt(server, manifest):
             "model": "tiny",
             "fingerprint": manifest.fingerprint,
             "policy": "exact",
+            "decoder": "full",
         }
         assert len(batches) == 2
         assert all(batch >= 1 for batch in batches)

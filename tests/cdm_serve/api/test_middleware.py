@@ -6,8 +6,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from cdm_serve.api.auth import Keys, RateLimits
+from cdm_serve.api.auth import Keys
 from cdm_serve.api.errors import install_handlers
+from cdm_serve.api.limits import RateLimits
 from cdm_serve.api.metrics import Metrics
 from cdm_serve.api.middleware import RequestMiddleware
 from cdm_serve.settings import Settings

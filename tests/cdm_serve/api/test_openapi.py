@@ -44,7 +44,7 @@ def test_no_crash_and_no_undocumented_answer(server, start, tmp_path):
         [
             *(PROGRAM, "run", f"{server.url}/openapi.json"),
             *("--exclude-checks", "positive_data_acceptance"),
-            *("--phases", "coverage,fuzzing", "--max-examples", "15"),
+            *("--phases", "coverage,fuzzing", "--max-examples", "8"),
             *("--seed", "1", "--no-color", "--warnings", "off"),
         ],
         capture_output=True,

@@ -1,6 +1,7 @@
 """The page as a browser shows it, and the files it is made of."""
 
 import ast
+import contextlib
 import io
 import json
 import re
@@ -281,6 +282,14 @@ def test_a_picture_is_looked_at_with_the_keyboard_alone(browse, server):
     ):
         page.press(key)
         assert page.run(shows) == f"seed {seed}"
+    zoomed = "document.querySelector('#zoom').getAttribute('aria-pressed')"
+    page.run("document.querySelector('#zoom').focus()")
+    page.press("Enter")
+    assert page.run(zoomed) == "true"
+    page.press("ArrowRight")
+    assert page.run(shows) == "seed 32"
+    page.run("document.querySelector('#zoom').click()")
+    assert page.run(zoomed) == "false"
     page.press("Escape")
     page.wait("!document.querySelector('#lightbox').open")
     # The focus is where it was, and the picture that was looked at last is the one described.
@@ -294,38 +303,43 @@ def test_a_picture_is_looked_at_with_the_keyboard_alone(browse, server):
 
 
 @pytest.fixture
-def prefixed(server):
-    """The address of the server behind a proxy that gives it only what is below ``/studio``."""
+def proxied(server):
+    """Put the server below ``/studio`` of a proxy, which changes the parts of its answers."""
 
-    class Proxy(BaseHTTPRequestHandler):
-        def do_GET(self):
-            path = self.path.removeprefix("/studio")
-            if path == self.path:
-                self.send_error(404)
-                return
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            headers = {"content-type": self.headers.get("content-type", "text/plain")}
-            with httpx.stream(
-                self.command, server.url + path, content=body, headers=headers
-            ) as answer:
-                self.send_response(answer.status_code)
-                self.send_header("content-type", answer.headers["content-type"])
-                self.end_headers()
-                for part in answer.iter_raw():
-                    self.wfile.write(part)
+    def proxied(changed=lambda part: part):
+        class Proxy(BaseHTTPRequestHandler):
+            def do_GET(self):
+                path = self.path.removeprefix("/studio")
+                if path == self.path:
+                    self.send_error(404)
+                    return
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                headers = {"content-type": self.headers.get("content-type", "text/plain")}
+                with httpx.stream(
+                    self.command, server.url + path, content=body, headers=headers
+                ) as answer:
+                    self.send_response(answer.status_code)
+                    self.send_header("content-type", answer.headers["content-type"])
+                    self.end_headers()
+                    for part in answer.iter_raw():
+                        self.wfile.write(changed(part))
 
-        do_POST = do_GET
+            do_POST = do_GET
 
-        def log_message(self, *arguments):
-            pass
+            def log_message(self, *arguments):
+                pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        proxy = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Proxy))
         threading.Thread(target=proxy.serve_forever).start()
-        yield f"http://127.0.0.1:{proxy.server_address[1]}/studio/"
-        proxy.shutdown()
+        stack.callback(proxy.shutdown)
+        return f"http://127.0.0.1:{proxy.server_address[1]}/studio/"
+
+    with contextlib.ExitStack() as stack:
+        yield proxied
 
 
-def test_it_works_below_a_path_prefix(browse, prefixed):
+def test_it_works_below_a_path_prefix(browse, proxied):
+    prefixed = proxied()
     page = browse(prefixed)
     page.wait(LOADED)
     submit(page)
@@ -333,6 +347,229 @@ def test_it_works_below_a_path_prefix(browse, prefixed):
     press(page, "Copy as curl")
     assert f"{prefixed}v1/images/generations" in page.wait("navigator.clipboard.readText()")
     assert page.complaints == []
+
+
+def test_a_model_that_edits_asks_for_a_picture_first(browse, server, proxied, tmp_path):
+    (tmp_path / "fox.png").write_bytes(server.picture("a fox", 7, 4))
+    no, yes = (f'"needs_picture":{word}'.encode() for word in ("false", "true"))
+    page = browse(proxied(lambda part: part.replace(no, yes)))
+    page.wait(LOADED)
+    hidden = "['ask-picture', 'edit', 'examples'].map(id => document.getElementById(id).hidden)"
+    focused = "document.activeElement.id"
+    assert page.run(hidden) == [False, True, True]
+    assert value(page, "prompt") == ""
+    fill(page, prompt="an owl", seed="9", steps="2")
+    page.run("document.querySelector('#prompt').focus()")
+    page.press("Enter", control=True)
+    assert text(page, "error") == "Choose a picture first."
+    assert page.run(focused) == "choose-picture"
+    # Made here or not: with such a model it is what the next one is made of.
+    page.press("Enter")
+    page.choose("#file", tmp_path / "fox.png")
+    page.wait("!document.querySelector('#edit').hidden")
+    assert page.run(hidden) == [True, False, True]
+    assert (value(page, "strength"), page.run(focused)) == ("1", "prompt")
+    assert text(page, "error") == ""
+    page.press("Enter", control=True)
+    page.wait("document.querySelectorAll('#kept img').length === 1")
+    page.wait(IDLE)
+    assert "2 steps · strength 1 · seed 9" in text(page, "facts")
+    page.run("document.querySelector('#unedit').click()")
+    assert page.run(hidden) == [False, True, True]
+    assert page.run(focused) == "choose-picture"
+    press(page, "Edit")
+    page.wait("!document.querySelector('#edit').hidden")
+    page.run("document.querySelector('#unedit').click()")
+    page.drop(tmp_path / "fox.png")
+    page.wait("!document.querySelector('#edit').hidden")
+    assert page.complaints == []
+
+
+def test_the_form_follows_the_model(browse, proxied):
+    def two(part):
+        if not part.startswith(b'{"object":"list"'):
+            return part
+        models = json.loads(part)
+        (tiny,) = models["data"]
+        wide = tiny | {"id": "wide", "sizes": ["96x64"], "default_size": "96x64"}
+        none = tiny | {"id": "none", "edits": False}
+        models["data"] += [wide | {"default_steps": 2}, none]
+        return json.dumps(models).encode()
+
+    page = browse(proxied(two))
+    page.wait(LOADED)
+    fill(page, steps="1")
+    submit(page)
+    press(page, "Edit")
+    page.wait("!document.querySelector('#edit').hidden")
+    choose = (
+        "document.querySelector('#model').value = %r; document.querySelector('#model').onchange()"
+    )
+    page.run(choose % "wide")
+    sides = "[document.querySelector('#paint').width, document.querySelector('#paint').height]"
+    assert page.run(sides) == [96, 64]
+    assert text(page, "change") == "2 of 2 steps"
+    page.run(choose % "none")
+    assert page.run("document.querySelector('#edit').hidden")
+    assert page.run("[...document.querySelectorAll('.edits')].every(({ hidden }) => hidden)")
+    # Edited by the model that is chosen now, not by the one that made it.
+    page.run(choose % "wide")
+    press(page, "Edit")
+    page.wait("!document.querySelector('#edit').hidden")
+    assert value(page, "model") == "wide"
+    assert page.complaints == []
+
+
+def test_kept_pictures_wait_for_the_models(browse, proxied):
+    away = threading.Event()
+
+    def changed(part):
+        empty = away.is_set() and part.startswith(b'{"object":"list"')
+        return b'{"object":"list","data":[]}' if empty else part
+
+    page = browse(proxied(changed))
+    page.wait(LOADED)
+    submit(page)
+    away.set()
+    page.reload()
+    page.wait("document.querySelector('#about').textContent === 'the model is being loaded…'")
+    for name in ("Use settings", "Edit", "Vary"):
+        page.run("document.querySelector('#note').textContent = ''")
+        press(page, name)
+        assert text(page, "note") == "the model is being loaded…"
+    away.clear()
+    page.wait(LOADED)
+    press(page, "Use settings")
+    assert text(page, "note").endswith(" are back.")
+    assert page.complaints == []
+
+
+def test_an_answer_about_the_models_that_comes_too_late_counts_no_more(browse, server):
+    page = browse(server.url)
+    page.wait(LOADED)
+    page.run(
+        """(() => {
+          const { fetch } = window;
+          window.fetch = () => {
+            window.fetch = fetch;
+            return new Promise(resolve => {
+              window.late = () => resolve(new Response("{}", { status: 503 }));
+            });
+          };
+          for (const _ of [1, 2]) document.querySelector("#access").onsubmit(new Event("submit"));
+        })()"""
+    )
+    page.wait("document.activeElement.id === 'prompt'")
+    page.run("window.late()")
+    submit(page)
+    assert text(page, "error") == ""
+    assert page.run("document.querySelectorAll('#kept img').length") == 1
+
+
+def test_no_file_is_held_in_memory_for_nothing(browse, server, tmp_path):
+    page = browse(server.url)
+    page.wait(LOADED)
+    page.run(
+        """(() => {
+          window.held = new Set();
+          const { createObjectURL, revokeObjectURL } = URL;
+          URL.createObjectURL = blob => {
+            const url = createObjectURL(blob);
+            window.held.add(url);
+            return url;
+          };
+          URL.revokeObjectURL = url => { window.held.delete(url); revokeObjectURL(url); };
+        })()"""
+    )
+    fill(page, steps="16", count="2")
+    submit(page)
+    assert page.run("window.held.size") == 2
+    Image.new("RGB", (8, 8)).save(tmp_path / "holiday.png")
+    page.choose("#file", tmp_path / "holiday.png")
+    page.wait("!document.querySelector('#edit').hidden")
+    press(page, "Edit")
+    fill(page, steps="2", count="1")
+    submit(page)
+    assert page.run("window.held.size") == 3
+    press(page, "Delete")
+    page.wait("document.querySelectorAll('#kept img').length === 2")
+    assert page.run("window.held.size") == 2
+
+
+def test_a_browser_that_refuses_things_is_told_of(browse, server, tmp_path):
+    page = browse(server.url)
+    page.wait(LOADED)
+    fill(page, steps="1")
+    submit(page)
+    page.run(
+        """(() => {
+          const refuse = name => () => { throw new DOMException("no", name); };
+          IDBObjectStore.prototype.add = refuse("QuotaExceededError");
+          IDBObjectStore.prototype.delete = refuse("UnknownError");
+          Storage.prototype.setItem = refuse("QuotaExceededError");
+          File.prototype.arrayBuffer = async () => refuse("NotFoundError")();
+          navigator.clipboard.writeText = async () => refuse("NotAllowedError")();
+          document.execCommand = () => false;
+        })()"""
+    )
+    fill(page, count="2")
+    submit(page)
+    assert text(page, "error") == ""
+    assert page.run("document.querySelectorAll('#kept img').length") == 3
+    assert text(page, "gallery-title").endswith("the storage is full")
+    press(page, "Copy as curl")
+    said = "document.querySelector('#details .actions [role=status]').textContent"
+    page.wait(f"{said} === 'the browser lets nothing be copied'")
+    oldest = "document.querySelector('#kept li:last-child button')"
+    page.run(f"{oldest}.focus()")
+    page.run(f"{oldest}.click()")
+    page.run("[...document.querySelectorAll('#lightbox .action')].at(-1).click()")
+    page.wait("document.querySelector('#note').textContent.startsWith('The browser could not')")
+    # The thumbnail that had opened it is gone, and the focus with it.
+    page.run("document.querySelector('#close').click()")
+    page.wait("document.activeElement.id === 'make'")
+    (tmp_path / "gone.png").write_bytes(b"")
+    page.choose("#file", tmp_path / "gone.png")
+    page.wait("document.querySelector('#note').textContent.startsWith('gone.png holds no')")
+    page.run("document.querySelector('#access').onsubmit(new Event('submit'))")
+    page.wait("document.querySelector('#note').textContent.startsWith('The browser keeps no key')")
+    assert page.complaints == []
+
+
+def test_what_is_asked_for_while_pictures_are_made_waits(browse, server):
+    page = browse(server.url)
+    page.wait(LOADED)
+    fill(page, prompt="a fox", steps="1")
+    submit(page)
+    fill(page, prompt="an owl", steps="16", count="10", size="96x64")
+    page.run("document.querySelector('#form').requestSubmit()")
+    page.run("document.querySelector('#kept button').click()")
+    page.run("document.querySelector('#lightbox .action').click()")
+    assert text(page, "note").startswith("Other pictures are being made")
+    assert page.run("document.querySelector('#lightbox').open") is False
+    assert value(page, "prompt") == "an owl"
+    page.run("document.querySelector('#stop').click()")
+    page.wait(IDLE)
+
+
+def luminance(colour):
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_its_colours_can_be_told_apart(server):
+    """WCAG 2.2: text 4.5, edges of fields 3."""
+    css = server.http.get("/playground.css").text
+    colours = dict(re.findall(r"--([a-z-]+): light-dark\((#\w{6}, #\w{6})\)", css))
+    needed = dict.fromkeys(("text", "quiet", "accent", "bad"), 4.5) | {"edge": 3.0}
+    pairs = [(name, ground) for name in needed for ground in ("page", "card")]
+    for name, ground in [*pairs, ("on-accent", "accent")]:
+        for one, other in zip(colours[name].split(", "), colours[ground].split(", "), strict=True):
+            low, high = sorted((luminance(one), luminance(other)))
+            assert (high + 0.05) / (low + 0.05) >= needed.get(name, 4.5), (name, one, other)
 
 
 def test_stop_escape_and_errors(browse, server):

@@ -30,6 +30,7 @@ def refusal(**fields):
         ({"moderation": "low", "generator_device": "cuda"}, {}),
         ({"user": "me", "safety_identifier": "x"}, {"user": "me", "safety_identifier": "x"}),
         ({"steps": 2, "num_images": 3}, {"num_inference_steps": 2, "n": 3}),
+        ({"batch_size": 2}, {"n": 2}),
         ({"width": 96, "height": 64.0}, {"size": "96x64"}),
         ({"width": "512"}, {"size": "512x512"}),
         ({"size": 512}, {"size": "512x512"}),

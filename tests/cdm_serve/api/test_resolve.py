@@ -11,8 +11,12 @@ from cdm_serve.backend import BackendLost
 from cdm_serve.engine.card import ModelCard
 from cdm_serve.settings import Settings
 
-SIZE_COSTS = {"step": {"1": 0.2, "4": 0.4}, "decode": {"1": 0.1, "2": 0.2}, "batch": 4}
-COSTS = {"text": 0.05, "64x64": SIZE_COSTS, "96x64": SIZE_COSTS}
+SIZE_COSTS = {
+    "step": {"alone": 0.2, "1": 0.2, "4": 0.4},
+    "decode": {"alone": 0.1, "1": 0.1, "2": 0.2},
+    "batch": 4,
+}
+COSTS = {"text": {"alone": 0.05, "1": 0.05}, "64x64": SIZE_COSTS, "96x64": SIZE_COSTS}
 
 
 def card(name, **changes):
@@ -36,6 +40,25 @@ MODELS = {"emoji": card("emoji"), "other": card("other", default_steps=2)}
 def plan(accept="*/*", strict=True, settings=None, **fields):
     request = ImageRequest(**{"prompt": "a fox"} | fields)
     return make_plan(request, Notes(strict), accept, MODELS, Settings(**settings or {}))
+
+
+def test_the_decoder_is_the_requests_or_the_servers_where_there_is_one():
+    models = {"emoji": card("emoji", decoders=("full", "tiny")), "other": card("other")}
+
+    def decided(notes=None, server="full", **fields):
+        request = ImageRequest(prompt="a fox", **fields)
+        settings = Settings(decoder=server)
+        return make_plan(request, notes or Notes(False), "*/*", models, settings).decoder
+
+    assert decided() == "full" and decided(decoder="tiny") == "tiny"
+    assert decided(server="tiny") == "tiny" and decided(server="tiny", decoder="full") == "full"
+    assert decided(server="tiny", model="other") == "full"
+    assert decided(notes := Notes(False), model="other", decoder="tiny") == "full"
+    assert notes.warnings == [
+        "decoder: other has no tiny one: export it with cdm-export --decoder; the full one is used"
+    ]
+    with pytest.raises(ApiError, match="other has no tiny one"):
+        decided(Notes(True), model="other", decoder="tiny")
 
 
 def test_defaults_are_the_models():

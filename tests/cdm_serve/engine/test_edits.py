@@ -29,7 +29,7 @@ MASK[8:40, 20:60] = MASK[32:, 72:] = True  # edges between latents, as diffusers
 def scheduler(manifest):
     sizes = {SIZE: ONE}
     pipeline = Pipeline(manifest, open_runtime("openvino", "f32"))
-    scheduler = Scheduler(pipeline, Costs(ONE, sizes, sizes, sizes), cache_bytes=2**20)
+    scheduler = Scheduler(pipeline, Costs(ONE, sizes, sizes, sizes, sizes), cache_bytes=2**20)
     yield scheduler
     scheduler.close()
 

@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import shutil
 import sys
+import threading
 import types
 from concurrent.futures import Future
 from pathlib import Path
@@ -46,6 +48,7 @@ def engines(machine, version, **changed):
         "text_encoder": [ids],
         "transformer": [each | text for each in latents],
         "vae_decoder": latents,
+        "tiny_decoder": latents,
         "vae_encoder": [{"image": up_to(1, 64, width, 3)} for width in (64, 96)],
     }
     return {
@@ -55,7 +58,7 @@ def engines(machine, version, **changed):
 
 
 @pytest.fixture
-def model(repository, tmp_path, machine):
+def whole_model(repository, tmp_path, machine):
     """An export with engines, in a folder of its own."""
     shutil.copytree(repository / "tiny", tmp_path / "tiny")
     path = tmp_path / "tiny" / "1" / "export.json"
@@ -65,6 +68,18 @@ def model(repository, tmp_path, machine):
     contents["max_batch"] = MOST
     path.write_text(json.dumps(contents))
     return tmp_path / "tiny"
+
+
+@pytest.fixture
+def model(whole_model):
+    """In one size, without edits and tiny decoder: a third of the graphs to be warmed up."""
+    path = whole_model / "1" / "export.json"
+    contents = json.loads(path.read_text())
+    contents["sizes"] = ["64x64"]
+    for name in ("vae_encoder", "tiny_decoder"):
+        del contents["components"][name], contents["tensorrt"]["components"][name]
+    path.write_text(json.dumps(contents))
+    return whole_model
 
 
 class Backend(types.ModuleType):
@@ -137,11 +152,11 @@ def drawn(made, jobs):
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
-@pytest.mark.parametrize("device", [0, 1])
 def test_pictures_are_made_on_the_instances_gpu(
-    model, initialized, machine, pipeline, runtime, device
+    whole_model, initialized, machine, pipeline, runtime
 ):
-    made = initialized(model, runtime, device)
+    device = 1
+    made = initialized(whole_model, runtime, device)
     jobs = [Job("a fox", seed, 4, size) for size in ("64x64", "96x64") for seed in range(6)]
     answers = drawn(made, jobs)
     assert machine.used == {("cupy", device), (runtime, device)}
@@ -161,11 +176,26 @@ def test_pictures_are_made_on_the_instances_gpu(
     assert report["card"]["batches"]["largest_difference"] == pytest.approx(1e-3, rel=0.1)
 
 
+@pytest.mark.parametrize("captures", [True, False])
+def test_an_engines_kernels_start_as_one_cuda_graph_a_shape(
+    model, initialized, machine, captures, capfd
+):
+    machine.captures = captures
+    made = initialized(model, "tensorrt")
+    jobs = [Job("a fox", seed, 4, "64x64") for seed in range(6)]
+    together = [image for _, image in drawn(made, jobs)]
+    alone = [drawn(made, [job])[0][1] for job in jobs]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(one.astype(int) - other).mean() < 2
+    assert ((1, 4, 16, 16) in machine.launched) == captures
+    assert ("no CUDA graph" in capfd.readouterr().out) == (not captures)
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
-def test_an_edit_stays_on_the_gpu_until_its_pixels(model, initialized, runtime):
+def test_an_edit_stays_on_the_gpu_until_its_pixels(whole_model, initialized, runtime):
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     mask = np.arange(64) < np.full((64, 1), 32)
-    made = initialized(model, runtime, 1)
+    made = initialized(whole_model, runtime, 1)
     tensors = [{"picture": picture}, {"picture": picture, "mask": mask}]
     jobs = [Job("a fox", 1, 4, "64x64", start=1, tensors=each) for each in tensors]
     whole, half = (image for _, image in drawn(made, jobs))
@@ -219,9 +249,20 @@ def test_engines_for_another_gpu(model, machine):
 
 
 def test_no_memory_for_an_engine(model, machine):
-    machine.context_memory = False
+    machine.memory = 1 << 30
     line = refused(model)
-    assert "no memory on the GPU to run" in line and "requested 9663676416" in line
+    assert "no memory on the GPU to run" in line and "allocating 9,663,676,416 bytes" in line
+
+
+def test_no_memory_for_another_batch(model, machine):
+    """Which the sweep of batches takes for what it is, by the word."""
+    graph = TensorRt(0, STAMP).load(model / "1" / "vae_decoder.onnx")
+    machine.contexts = 1
+    one, two = (fake_gpu.on_device(np.zeros((batch, 4, 16, 16), np.float32)) for batch in (1, 2))
+    graph.run({"latents": one})
+    with pytest.raises(RuntimeError, match=r"no memory for .*\(2, 4, 16, 16\).*out of memory"):
+        graph.run({"latents": two})
+    assert graph.run({"latents": one})["image"].shape == (1, 64, 64, 3)
 
 
 def test_engines_that_were_not_built(model):
@@ -234,8 +275,25 @@ def test_a_gpu_that_is_not_there(machine, runtime):
     with pytest.raises(StartError, match="there is no GPU 2 here, they end at 1: change gpus"):
         open_runtime(runtime, "auto", 2)
     machine.gpus = 0
-    with pytest.raises(StartError, match="there is no GPU here"):
+    why = r"there is no GPU here \(cudaErrorNoDevice: no CUDA-capable device is detected\)"
+    with pytest.raises(StartError, match=why):
         open_runtime(runtime, "auto")
+
+
+@pytest.mark.parametrize("name", ["cupy", "tensorrt"])
+def test_a_package_whose_libraries_are_missing(machine, monkeypatch, tmp_path, name):
+    """It is there, which ``pip install`` alone would not mend; each says it in its own way."""
+    cause = "OSError('libcublas.so.13: cannot open shared object file')"
+    text = "raise " + (f"ImportError('=====\\nFailed') from {cause}" if name == "cupy" else cause)
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name)
+    line = rf"the package {name} cannot be loaded \(libcublas\.so\.13: cannot open"
+    with pytest.raises(StartError, match=line):
+        open_runtime("tensorrt", "auto")
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(StartError, match=f"the package {name} is missing: pip install"):
+        open_runtime("tensorrt", "auto")
 
 
 def test_cudas_libraries_are_found_where_pip_puts_them(machine, tmp_path, monkeypatch):
@@ -253,6 +311,53 @@ def test_onnxruntime_that_falls_back_to_the_cpu(model, machine):
     machine.cudnn = False
     with pytest.raises(StartError, match=r"could not start CUDAExec.*pip install 'cdm-serve.cuda"):
         open_runtime("onnxruntime", "auto").load(model / "1" / "transformer.onnx")
+
+
+def test_a_graph_keeps_the_memory_of_one_batch_and_not_of_all_that_were_tried(
+    whole_model, initialized, machine
+):
+    initialized(whole_model, "onnxruntime", batches="close")
+    assert [len(regions) for regions in machine.arenas] == [1] * 5
+    # Of what was asked for, not of the next power of two.
+    assert all(size & (size - 1) for (size,) in machine.arenas)
+
+
+def test_a_graph_gives_back_what_a_batch_took_that_did_not_fit(model, machine):
+    graph = open_runtime("onnxruntime", "auto").load(model / "1" / "vae_decoder.onnx")
+    latents = [fake_gpu.on_device(np.zeros((batch, 4, 16, 16), np.float32)) for batch in (1, 64)]
+    for _ in range(2):
+        graph.run({"latents": latents[0]})
+    machine.memory = sum(map(sum, machine.arenas)) + 1000
+    with pytest.raises(RuntimeError, match="Failed to allocate memory"):
+        graph.run({"latents": latents[1]})
+    assert sum(map(sum, machine.arenas)) == machine.memory
+    graph.run({"latents": latents[0]})
+    assert not sum(map(sum, machine.arenas))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_process_whose_gpu_is_lost_ends_and_answers_nobody(
+    model, initialized, machine, monkeypatch, runtime, broken
+):
+    """Its successor does; after other errors the next picture may be fine."""
+    ended = Future()
+
+    def end(code):
+        ended.set_result(code)
+        threading.Event().wait()
+
+    monkeypatch.setattr(os, "_exit", end)
+    made = initialized(model, runtime)
+    machine.broken = broken
+    monkeypatch.setattr(made._served["tiny"].scheduler._pipeline, "decode", None)
+    request = Request("0", *generate_message(Job("a fox", 1, 1, "64x64")))
+    made.execute([request])
+    if broken:
+        assert ended.result(60) == 1 and not request.answer.done()
+        made.finalize = lambda: None
+    else:
+        assert request.answer.result(60)[0]["error"] == "failed" and not ended.done()
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8"])

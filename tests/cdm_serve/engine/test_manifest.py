@@ -173,3 +173,16 @@ def test_sizes_that_the_model_divides(folder: Path) -> None:
     assert found.latent_shape("96x8") == (8, 2, 24)
     save(folder, description())
     assert read_manifest(folder).grids("96x8") is None
+
+
+def test_what_edits_pictures_has_an_encoder_of_them(folder: Path) -> None:
+    changed = description() | {"views": {"64x32": [[32, 16, "LANCZOS"], [28, 28, "BICUBIC"]]}}
+    save(folder, changed)
+    with pytest.raises(StartError, match="no component vae_encoder"):
+        read_manifest(folder)
+    (folder / "vae_encoder.onnx").write_text("vae_encoder.onnx")
+    changed["components"]["vae_encoder"] = stamp("vae_encoder.onnx")
+    save(folder, changed)
+    found = read_manifest(folder)
+    assert found.needs_picture and found.card().needs_picture and found.edits
+    assert found.views["64x32"] == ((32, 16, "LANCZOS"), (28, 28, "BICUBIC"))

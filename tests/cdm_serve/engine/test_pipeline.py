@@ -10,7 +10,7 @@ BATCHES = (2, 3, 5, 7, 8, 11, 16)
 PROMPTS = [f"prompt {i} " + "word " * i for i in range(16)]
 
 
-@pytest.fixture(params=["auto", "f32"])
+@pytest.fixture(params=["auto", pytest.param("f32", marks=pytest.mark.slow)])
 def any_pipeline(request, manifest, pipeline):
     if request.param == "auto":
         return pipeline

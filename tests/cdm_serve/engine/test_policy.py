@@ -18,14 +18,20 @@ class Work(SimpleNamespace):
         return self
 
 
-def works(count, size="64x64", rank=0.0):
-    return [Work(rank=rank + k / 100, job=SimpleNamespace(size=size)) for k in range(count)]
+def works(count, size="64x64", rank=0.0, student="one"):
+    job = SimpleNamespace(size=size)
+    return [Work(rank=rank + k / 100, job=job, student=student) for k in range(count)]
+
+
+def graph(stage, sample):
+    """Steps are each student's own, all else is shared."""
+    return sample.student if stage == "step" else stage
 
 
 def decide(running=(), curve=LANES, overlaps=False, **waiting):
     waiting = {stage: waiting.get(stage, []) for stage in STAGES}
     lanes = curve.lanes if curve.narrow else 0
-    return choose(waiting, running, lanes, lambda stage, size: curve, overlaps=overlaps)
+    return choose(waiting, running, lanes, lambda *_: curve, graph, overlaps=overlaps)
 
 
 def run(stage, count, lane, size="64x64"):
@@ -98,11 +104,27 @@ def test_a_sample_is_never_decoded_twice_at_once():
     assert decide(beside, decode=[preview, other]).works == [other]
 
 
+def test_a_picture_is_not_decoded_before_its_previews_by_the_tiny_decoder():
+    preview, other = works(2)
+    assert decide(tiny_decode=[preview], decode=[preview]).stage == "tiny_decode"
+    beside = [Task("tiny_decode", "64x64", [preview], 0)]
+    assert decide(beside, decode=[preview]) is None
+    assert decide(beside, decode=[preview, other]).works == [other]
+
+
 def test_what_runs_only_on_the_whole_machine_lets_the_lanes_run_out():
-    def curve(stage, size):
+    def curve(stage, sample):
         return WHOLE if stage == "text" else LANES
 
-    waiting = {"text": works(2), "decode": [], "step": works(4)}
-    assert choose(waiting, [run("step", 4, 1)], 2, curve, overlaps=False) is None
-    task = choose(waiting, [], 2, curve, overlaps=False)
+    waiting = {stage: [] for stage in STAGES} | {"text": works(2), "step": works(4)}
+    assert choose(waiting, [run("step", 4, 1)], 2, curve, graph, overlaps=False) is None
+    task = choose(waiting, [], 2, curve, graph, overlaps=False)
     assert (task.stage, len(task.works), task.lane) == ("text", 2, None)
+
+
+def test_students_share_batches_of_what_is_the_same_graph():
+    mixed = works(4) + works(4, student="other", rank=0.001)
+    steps = decide(curve=WHOLE, step=mixed)
+    assert {work.student for work in steps.works} == {"one"} and len(steps.works) == 4
+    for stage in ("text", "decode"):
+        assert len(decide(curve=WHOLE, **{stage: mixed}).works) == 8

@@ -4,12 +4,14 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from cdm_serve.engine.costs import Costs, Curve
 from cdm_serve.engine.job import EngineError, Job, Partial
+from cdm_serve.engine.manifest import COMPONENTS
 from cdm_serve.engine.pipeline import Pipeline
 from cdm_serve.engine.runtimes import open_runtime
 from cdm_serve.engine.scheduler import Scheduler
@@ -25,9 +27,10 @@ def costs(lanes):
     """Of a machine in one piece, or in lanes that are half as fast as all of it."""
     text, *others = (
         Curve(wide, {batch: lanes * spent for batch, spent in wide.items()} if lanes else {}, lanes)
-        for wide in (FLAT, FLAT, LINEAR, {1: 0.001})
+        for wide in (FLAT, FLAT, LINEAR)
     )
-    return Costs(text, *(dict.fromkeys(SIZES, each) for each in others))
+    step, decode = (dict.fromkeys(SIZES, each) for each in others)
+    return Costs(text, step, decode, decode, decode)
 
 
 KEYS = map(str, itertools.count())
@@ -102,6 +105,7 @@ def draw_job(draw):
         steps=steps,
         size=size,
         partials=draw.choice([0, 0, 3]),
+        decoder=draw.choice(["full", "tiny"]),
         start=draw.randrange(steps) if tensors else 0,
         tensors=tensors,
     )
@@ -114,7 +118,7 @@ def draw_jobs(count, seed=4):
 
 def euler(pipeline, job):
     """The plain loop: the picture, and what each step foresees."""
-    condition = pipeline.encode([job.prompt])
+    condition, decoders = pipeline.encode([job.prompt]), pipeline.manifest.decoders
     latents = noise = pipeline.noise(job.seed, job.size)[None]
     sigmas = np.array(pipeline.manifest.grids(job.size)[job.steps], np.float32)[job.start :]
     picture, mask = map(job.tensors.get, ("picture", "mask"))
@@ -124,12 +128,12 @@ def euler(pipeline, job):
     shown = []
     for sigma, following in itertools.pairwise(sigmas):
         velocity = pipeline.velocity(latents, sigma[None], condition)
-        shown.append(pipeline.decode(latents - sigma * velocity)[0])
+        shown.append(pipeline.decode(latents - sigma * velocity, decoders[-1])[0])
         latents = latents + (following - sigma) * velocity
         if mask is not None:
             given = (1 - following) * known + following * noise
             latents = np.where(mask[::4, ::4], latents, given)
-    shown.append(pipeline.decode(latents)[0])
+    shown.append(pipeline.decode(latents, job.decoder)[0])
     if mask is not None:
         shown = [np.where(mask[..., None], image, picture) for image in shown]
     return shown[-1], shown[:-1]
@@ -148,22 +152,39 @@ def test_a_picture_alone_is_the_plain_euler_loop(pipeline, scheduler):
     assert abs(report["arrived"] + ends[-1] / 1e3 - time.time()) < 5
 
 
+def test_a_model_without_a_tiny_decoder_makes_previews_by_the_full_one(manifest):
+    components = {name: manifest.components[name] for name in COMPONENTS}
+    pipeline = Pipeline(replace(manifest, components=components), open_runtime("openvino", "auto"))
+    scheduler = Scheduler(pipeline, costs(2), cache_bytes=2**20)
+    assert (manifest.card().decoders, pipeline.manifest.decoders) == (("full", "tiny"), ("full",))
+    with pytest.raises(EngineError, match="decoder tiny is not served, only full"):
+        submit(scheduler, Job("a fox", 7, 4, "64x64", decoder="tiny"))
+    job, received = Job("a fox", 7, 2, "64x64", partials=1), []
+    picture = submit(scheduler, job, partials=received).result(60)
+    scheduler.close()
+    image, (foreseen, _) = euler(pipeline, job)
+    assert np.array_equal(picture.image, image)
+    assert np.array_equal(received[0].image, foreseen)
+
+
 def test_mixed_company_changes_no_picture(pipeline, scheduler):
     jobs = draw_jobs(40)
-    expected = [euler(pipeline, job)[0] for job in jobs]
+    drawn = [euler(pipeline, job) for job in jobs]
     partials = [[] for _ in jobs]
     futures = [submit(scheduler, *one) for one in zip(jobs, map(str, jobs), partials, strict=True)]
-    for future, image in zip(futures, expected, strict=True):
+    for future, (image, _) in zip(futures, drawn, strict=True):
         assert np.array_equal(future.result(60).image, image)
     assert {len(job.tensors) for job in jobs} == {0, 1, 2}
     assert scheduler.counters["steps"] == sum(job.steps - job.start for job in jobs)
     assert scheduler.counters["executions"] < scheduler.counters["steps"] / 2
     assert max(max(future.result().report["batches"]) for future in futures) == 8
     assert scheduler._pipeline.lanes, "the pictures of this test were to be made on two lanes"
-    for job, received in zip(jobs, partials, strict=True):
+    for job, received, (_, foreseen) in zip(jobs, partials, drawn, strict=True):
         assert [partial.index for partial in received] == list(
             range(min(job.partials, job.steps - job.start - 1))
         )
+        for partial in received:
+            assert np.array_equal(partial.image, foreseen[partial.step - 1])
 
 
 @pytest.mark.parametrize(
@@ -211,6 +232,29 @@ def test_a_size_that_was_not_measured_is_made_in_batches_and_learned(held):
     for size in ("72x81", "72x4000"):
         with pytest.raises(EngineError, match="is not served"):
             submit(scheduler, Job("a fox", 1, 1, size))
+
+
+def test_nobody_is_overtaken_by_what_comes_much_later(held, monkeypatch):
+    pipeline, scheduler = held
+    monkeypatch.setattr(scheduler._costs, "alone", lambda size, steps: 60.0 * steps)
+    jobs = {"long": 16, "short": 1, "another": 1}
+    futures = [submit(scheduler, Job("a fox", 1, jobs[key], "64x64"), key) for key in jobs]
+    ranks = [scheduler._live[key].rank for key in jobs]
+    assert ranks == sorted(ranks)
+    pipeline.permits.release(1000)
+    assert all(future.result(60) for future in futures)
+
+
+def test_an_execution_that_hangs_is_known_by_what_is_usual(held, monkeypatch):
+    pipeline, scheduler = held
+    first = submit(scheduler, Job("a fox", 1, 1, "64x64"))
+    assert pipeline.begun.acquire(timeout=60)
+    time.sleep(0.05)  # where 1 ms is usual
+    assert scheduler.trouble() is None
+    monkeypatch.setattr("cdm_serve.engine.scheduler.STUCK_SECONDS", 0.01)
+    assert "(step, 1 at once) has taken 0 s, where 0.0 s are usual" in scheduler.trouble()
+    pipeline.permits.release()
+    assert first.result(60)
 
 
 def test_no_size_starves_another(held):
@@ -314,11 +358,11 @@ class Fragile(Pipeline):
 
     broken = False
 
-    def decode(self, latents):
+    def decode(self, latents, decoder="full"):
         if not Fragile.broken:
             Fragile.broken = True
             raise MemoryError("no room for a picture")
-        return super().decode(latents)
+        return super().decode(latents, decoder)
 
 
 def test_a_failure_is_answered_and_the_rest_goes_on(manifest, capsys):
@@ -336,8 +380,8 @@ def test_a_failure_is_answered_and_the_rest_goes_on(manifest, capsys):
 class Damaged(Pipeline):
     """A pipeline whose weights give NaN for one prompt."""
 
-    def encode(self, prompts):
-        conditions = super().encode(prompts)
+    def encode(self, prompts, pictures=None):
+        conditions = super().encode(prompts, pictures)
         for prompt, condition in zip(prompts, conditions, strict=True):
             if prompt == "a yeti":
                 condition.embeds["pooled"] = condition.embeds["pooled"] * np.nan
@@ -357,12 +401,41 @@ def test_nan_is_an_error_and_not_a_black_picture(manifest, scheduler):
     damaged.close()
 
 
+def test_what_variants_share_is_booked_to_each_by_its_share(manifest):
+    """Three prompts of two students in one execution, which the first to be held lets gather."""
+    with hold(manifest, lanes=0) as (pipeline, scheduler):
+        encode, shared = pipeline.encode, []
+
+        def encoded(prompts, images=None):
+            shared.append(len(prompts))
+            time.sleep(0.3)
+            return encode(prompts, images)
+
+        pipeline.encode = encoded
+        other = Scheduler(pipeline, costs(0), 0, scheduler)
+        pipeline.permits.release(1000)
+        futures = [submit(scheduler, Job("first", 1, 1, "64x64"))]
+        while not shared:
+            time.sleep(0.01)
+        futures += [submit(scheduler, Job("a fox", 1, 1, "64x64"))]
+        futures += [submit(other, Job(f"an owl {k}", 1, 1, "64x64")) for k in range(2)]
+        for future in futures:
+            future.result(60)
+        assert shared == [1, 3]
+        reports = [each.describe() for each in (scheduler, other)]
+        assert [each["counters"]["steps"] for each in reports] == [2, 2]
+        own, others = (each["histograms"] for each in reports)
+        assert sum(own["queue_seconds"]["counts"]) == sum(others["queue_seconds"]["counts"]) == 2
+        assert [sum(each["text_seconds"]["counts"]) for each in (own, others)] == [2, 1]
+        assert others["text_seconds"]["sum"] >= 0.2
+
+
 def test_close_finishes_what_was_submitted(pipeline):
     scheduler = Scheduler(pipeline, costs(2), cache_bytes=0)
     futures = [submit(scheduler, Job("a fox", seed, 2, "64x64")) for seed in range(20)]
-    assert scheduler.alive
+    assert scheduler.trouble() is None
     scheduler.close()
-    assert not scheduler.alive
+    assert scheduler.trouble() == "the scheduler has ended"
     assert all(future.done() for future in futures)
 
 

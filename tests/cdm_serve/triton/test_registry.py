@@ -1,18 +1,21 @@
 """Models come, change and go while the server serves."""
 
 import json
+import os
 import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from compose import STUB
 
 
 @pytest.fixture(scope="module")
-def own_repository(repository, tmp_path_factory):
+def own_repository(small_repository, tmp_path_factory):
     # A path that a shell would take apart, and of more than ASCII.
     folder = tmp_path_factory.mktemp("own") / 'it\'s $HOME #1; "größe"' / "model_repository"
-    shutil.copytree(repository, folder)
+    shutil.copytree(small_repository, folder)
     return folder
 
 
@@ -106,3 +109,27 @@ def test_a_broken_model_is_told_and_changes_nothing(own_server, own_repository):
     wait_until(lambda: "model spoiled cannot be loaded, the one before stays" in server.printed)
     assert server.generate(prompt="a fox", model="spoiled").status_code == 200
     assert served(server) == before | {"spoiled": before["tiny"]}
+
+
+def test_a_model_that_dies_at_its_first_moment_is_told_and_keeps_no_other_from_loading(
+    own_server, own_repository
+):
+    server, repository = own_server, own_repository
+    before = served(server)
+    stubs = {pid for pid, name in server.descendants().items() if name == STUB}
+
+    def new():
+        return {pid for pid, name in server.descendants().items() if name == STUB} - stubs
+
+    put(repository, "doomed")
+    wait_until(new)
+    for pid in new():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: "model doomed cannot be loaded, it is not served: " in server.printed)
+    put(repository, "later")
+    wait_until(lambda: "later" in served(server))
+    put(repository, "doomed")
+    # Later than at once, Triton finds it out by itself, and takes the model again.
+    said = "doomed is loaded again when the server starts again"
+    wait_until(lambda: said in server.printed or "doomed" in served(server))
+    assert "later" in served(server) and served(server).items() >= before.items()

@@ -33,7 +33,8 @@ class Echo:
 
 class TritonPythonModel(triton_model.TritonPythonModel):
     def initialize(self, args):
-        self._scheduler = Echo()
+        self._name = args["model_name"]
+        self._served = {self._name: triton_model.Served(card=None, batches=None, scheduler=Echo())}
 """
 
 

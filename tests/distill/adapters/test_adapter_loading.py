@@ -87,10 +87,22 @@ def test_a_scheduler_that_is_not_flow_matching(folder: Path) -> None:
     assert "the scheduler DDIMScheduler is not flow matching by plain Euler" in refused(folder)
 
 
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler", "FlashFlowMatchEuler"])
+def test_a_scheduler_that_adds_noise(folder: Path, name: str) -> None:
+    """Also one that this diffusers has not; said before any weight is read."""
+    edit(folder / "model_index.json", scheduler=["diffusers", name])
+    shutil.rmtree(folder / "transformer")
+    message = refused(folder)
+    assert f"the scheduler {name} is not flow matching by plain Euler steps, which" in message
+
+
 @pytest.mark.parametrize("option", ["use_karras_sigmas", "invert_sigmas", "stochastic_sampling"])
 def test_a_scheduler_that_samples_otherwise(folder: Path, option: str) -> None:
     edit(folder / "scheduler" / "scheduler_config.json", **{option: True})
-    assert option in refused(folder)
+    shutil.rmtree(folder / "transformer")
+    message = refused(folder)
+    assert f"FlowMatchEulerDiscreteScheduler with {option} is not flow matching" in message
+    assert ("adds noise after each" in message) == (option == "stochastic_sampling")
 
 
 @pytest.mark.parametrize("component", ["transformer", "text_encoder", "vae"])
@@ -145,10 +157,20 @@ def test_a_network_without_its_configuration(
 
 
 def test_a_tokenizer_without_its_vocabulary(folder: Path) -> None:
-    (folder / "tokenizer" / "tokenizer.json").unlink()
-    assert f"{folder / 'tokenizer'} has no vocabulary" in refused(folder)
-    (folder / "tokenizer" / "tokenizer.json").write_text("{")
-    assert f"{folder / 'tokenizer'} cannot be loaded: " in refused(folder)
+    for place in folder.glob("tokenizer*"):
+        whole = (place / "tokenizer.json").read_text()
+        (place / "tokenizer.json").unlink()
+        assert f"{place} has no vocabulary" in refused(folder)
+        (place / "tokenizer.json").write_text("{")
+        assert f"{place} cannot be loaded: " in refused(folder)
+        (place / "tokenizer.json").write_text(whole)
+
+
+@pytest.mark.parametrize("name", ["klein", "z-image"])
+def test_a_tokenizer_without_its_chat(name: str, teachers: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(teachers / name, tmp_path / "pipeline")
+    (folder / "tokenizer" / "chat_template.jinja").unlink()
+    assert f"{folder / 'tokenizer'} has no chat template" in refused(folder)
 
 
 @pytest.mark.parametrize("component", ["transformer", "text_encoder", "tokenizer", "scheduler"])
@@ -169,6 +191,29 @@ def test_a_text_encoder_needs_its_tokenizer(teachers: Path, tmp_path: Path) -> N
 def test_an_unknown_class(folder: Path) -> None:
     edit(folder / "model_index.json", vae=["diffusers", "AutoencoderOfTomorrow"])
     assert "class diffusers.AutoencoderOfTomorrow, which is not known here" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "component, others",
+    [
+        ("transformer", ["sd3", "flux"]),
+        ("text_encoder", ["longcat", "klein"]),
+        ("vae", ["sd3", "qwen-image"]),
+    ],
+)
+def test_another_networks_whole_folder(
+    folder: Path, teachers: Path, component: str, others: list[str]
+) -> None:
+    own = json.loads((folder / "model_index.json").read_text())[component]
+    for other in (teachers / each for each in others):
+        entry = json.loads((other / "model_index.json").read_text())[component]
+        if entry != own:
+            break
+    edit(folder / "model_index.json", **{component: entry})
+    shutil.rmtree(folder / component)
+    shutil.copytree(other / component, folder / component)
+    message = refused(folder)
+    assert f" {entry[1]}" in message and (f"takes {own[1]}" in message or own[1] in message)
 
 
 def test_longcats_text_processor_is_left_alone(teachers: Path, tmp_path: Path) -> None:

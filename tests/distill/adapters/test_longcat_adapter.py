@@ -186,6 +186,7 @@ def test_rows_of_a_condition_without_pooled_text(adapter: LongCatAdapter) -> Non
     assert torch.equal(both.tensors["prompt_embeds"][5], condition.tensors["prompt_embeds"][2])
 
 
+@pytest.mark.slow
 def test_it_is_exported_for_other_sizes_and_batches(adapter: LongCatAdapter) -> None:
     class Velocity(torch.nn.Module):
         def __init__(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.demo.emoji.commands import main
+from distill.demo.emoji.cli import main
 from distill.demo.emoji.compose import (
     CANVAS,
     HELD_OUT_PART,

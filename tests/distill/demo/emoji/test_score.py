@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.demo.emoji.commands import main
+from distill.demo.emoji.cli import main
 from distill.demo.emoji.composer import drawn
 from distill.demo.emoji.judge import load_judge
 from distill.demo.emoji.score import held_out, save_marked

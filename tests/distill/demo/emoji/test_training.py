@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusion3Pipeline
 from pipelines import tiny_sd3
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from distill.demo.emoji.commands import main
+from distill.demo.emoji.cli import main
 from distill.demo.emoji.composer import drawn
 from distill.demo.emoji.pool import draw_pool, latent_pool
 from distill.demo.emoji.teacher import Teacher, sample_pictures, train_teacher, warm_start
@@ -28,6 +28,7 @@ MODELS = Path(__file__).parents[4] / "models"
 def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing tens of thousands takes seconds, and so does restoring hundreds."""
     monkeypatch.setattr("distill.demo.emoji.vae._POOL", 200)
+    monkeypatch.setattr("distill.demo.emoji.tiny._POOL", 64)
     monkeypatch.setattr("distill.demo.emoji.vae._HELD_OUT", 32)
 
 
@@ -101,6 +102,7 @@ def test_the_shipped_models_read_with_this_tokenizer(tokenizer: CLIPTokenizer) -
     assert shipped.get_vocab() == tokenizer.get_vocab()
 
 
+@pytest.mark.slow
 def test_from_pictures_to_a_pipeline(tmp_path: Path, tokenizer: CLIPTokenizer) -> None:
     """One step of each training gives a pipeline that samples, saves and loads."""
     vae = train_vae(tmp_path / "vae", Plan(1, 2, 1e-3))
@@ -125,6 +127,18 @@ def test_from_pictures_to_a_pipeline(tmp_path: Path, tokenizer: CLIPTokenizer) -
     warm_start(newer, tokenizer, tmp_path / "pipeline")
     for a, b in zip(newer.parameters(), teacher.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_tiny_decoder_comes_near_the_full_one(tmp_path: Path, capsys) -> None:
+    """And a resumed training goes on with the same pictures."""
+    ask = ["tiny", str(MODELS / "emoji-teacher"), "--batch", "4", "--folder", str(tmp_path / "run")]
+    found = []
+    for steps in ("1", "40"):
+        assert main([*ask, "--steps", steps, "--out", str(tmp_path / "tiny")]) == 0
+        found.append(float(capsys.readouterr().out.split(" dB from the full")[0].split()[-1]))
+    assert found[0] + 1 < found[1] < 30
+    tiny = AutoencoderTiny.from_pretrained(tmp_path / "tiny")
+    assert not any(weight.any() for weight in tiny.encoder.parameters())
 
 
 def test_a_decoder_is_trained_on_alone(tmp_path: Path, capsys) -> None:
