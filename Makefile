@@ -12,9 +12,10 @@ EXPORT := model_repository/$(STUDENT)/1/export.json
 serve: $(VENV)/serve.stamp $(EXPORT)
 	$(BIN)/cdm-serve --open
 
-## test: install, then style, types and the test suite
+## test: install, then style, types and the test suite; what failed is run once more, alone
 test: $(VENV)/test.stamp check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || \
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
 
 ## check: style and types
 check: $(VENV)/test.stamp

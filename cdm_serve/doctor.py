@@ -27,6 +27,7 @@ from cdm_serve.errors import StartError
 from cdm_serve.repository import check_model, models_in, parameters_of
 from cdm_serve.server import check_devices, listen
 from cdm_serve.settings import Settings
+from cdm_serve.tracing import trace_provider
 from cdm_serve.triton.target import grpc_target
 from cdm_serve.triton.wheel import PYTHON, find_wheel
 
@@ -110,6 +111,8 @@ def _asked_for(settings: Settings) -> Iterator[Finding]:
         yield tried("signing", lambda: signatory_of(settings) and settings.c2pa_certificate)
     if settings.redis is not None:
         yield tried("Redis", partial(check_redis, settings.redis))
+    if settings.traces:
+        yield tried("traces", _traces)
     if settings.ray:
         found = package("Ray", "ray", "'cdm-serve[cpu,ray]'")
         yield replace(found, good=bool(found.good))
@@ -194,6 +197,11 @@ def _who(settings: Settings) -> str:
 def _hook(name: str) -> str:
     load_hook(name)
     return name
+
+
+def _traces() -> str:
+    trace_provider().shutdown()
+    return "sent as OTEL_* variables say"
 
 
 def _devices(settings: Settings, shown: list[Finding]) -> str:

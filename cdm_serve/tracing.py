@@ -51,6 +51,20 @@ def exporting(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
+    provider = trace_provider()
+    trace.set_tracer_provider(provider)
+    try:
+        yield
+    finally:
+        provider.shutdown()
+
+
+def trace_provider() -> Any:
+    """OpenTelemetry's own, with an exporter over HTTP.
+
+    Raises:
+        StartError: the SDK is not installed.
+    """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -64,8 +78,4 @@ def exporting(wanted: bool) -> Iterator[None]:
     resource = Resource({"service.name": "cdm-serve"}).merge(Resource.create())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    trace.set_tracer_provider(provider)
-    try:
-        yield
-    finally:
-        provider.shutdown()
+    return provider

@@ -27,27 +27,35 @@ def main(argv: list[str]) -> int:
     parser.add_argument("student", type=parse_path, nargs="?", metavar="STUDENT")
     parser.add_argument("--base", type=parse_path, metavar="PIPELINE")
     parser.add_argument("--out", type=parse_path, default=Path("model_repository"), metavar="DIR")
+    parser.add_argument("--to", choices=("onnx", "tensorrt"), default="onnx")
     options = parser.parse_args(argv)
     console = Console()
     with console.status("looking ..."):
-        findings = list(examine(options.student, options.out, options.base))
+        findings = list(examine(options.student, options.out, options.base, options.to))
     return show(findings, "export", console)
 
 
-def examine(student: Path | None, out: Path, base: Path | None = None) -> Iterator[Finding]:
+def examine(
+    student: Path | None, out: Path, base: Path | None = None, to: str = "onnx"
+) -> Iterator[Finding]:
     """Everything, one after the other; of a student that is a folder also what it takes."""
     yield Finding("CPU", cpu())
     yield Finding("memory", memory())
-    yield from gpus()
+    engines = to == "tensorrt"
+    yield from (_needed(each) if engines else each for each in gpus())
     for what, name in _NEEDED.items():
-        found = package(what, name, _INSTALL)
-        yield replace(found, good=bool(found.good))
-    yield package("TensorRT", "tensorrt", "'cdm-serve[tensorrt]' for --to tensorrt, on a GPU")
+        yield _needed(package(what, name, _INSTALL))
+    tensorrt = package("TensorRT", "tensorrt", "'cdm-serve[tensorrt]' for --to tensorrt, on a GPU")
+    yield _needed(tensorrt) if engines else tensorrt
     place = next(path for path in (out, *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     yield Finding("disk", f"{free / GIB:.1f} GiB free at {place}")
     if student is not None:
         yield tried("student", lambda: _student(student, base, free))
+
+
+def _needed(found: Finding) -> Finding:
+    return replace(found, good=bool(found.good))
 
 
 def _student(student: Path, base: Path | None, free: int) -> str:

@@ -18,7 +18,6 @@ from conftest import ROOT, descendants, free_port
 from cdm_serve.triton.wheel import find_wheel
 
 Services = dict[str, dict[str, Any]]
-STUB = "triton_python_b"  # the kernel keeps 15 characters
 # A model that is long busy with each heartbeat while a file is there, and hangs once in a step.
 MODEL = """
 import time

@@ -20,6 +20,7 @@ def test_the_same_tools() -> None:
     assert hooks == checks and len(checks) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="pre-commit needs a git checkout")
 def test_pre_commit_runs_them(tmp_path: Path) -> None:
     """Without mypy, which reads everything."""

@@ -46,6 +46,7 @@ def test_the_student_says_how_it_is_sampled() -> None:
     assert (card["width"], card["height"], card["guidance_scale"]) == (64, 64, 1.0)
 
 
+@pytest.mark.slow
 def test_the_tiny_decoder_is_near_the_full_one(student: StableDiffusion3Pipeline) -> None:
     folder = MODELS / "emoji-tiny-decoder"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1e6

@@ -143,6 +143,7 @@ def test_shared_memory_as_docker_gives_it(examined, repository, monkeypatch):
         (["--devices", "0,1"], "✓ devices a Triton on each of 0, 1"),
         (["--devices", "0", "--ray"], "✗ devices --devices is for the bundled Triton"),
         (["--ray"], "✗ Ray not here ("),
+        (["--traces"], "✓ traces sent as OTEL_* variables say"),
     ],
 )
 def test_what_settings_ask_for_is_looked_at(examined, repository, monkeypatch, flags, found):
@@ -151,6 +152,12 @@ def test_what_settings_ask_for_is_looked_at(examined, repository, monkeypatch, f
     assert any(line.startswith(found) for line in lines), lines
     wrong = "--ray" in flags or found.startswith("✗")
     assert code == (2 if wrong else 0)
+
+
+def test_traces_without_their_packages(examined, repository, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    code, lines = examined(repository, "--traces")
+    assert code == 2 and any("pip install 'cdm-serve[telemetry]'" in line for line in lines)
 
 
 def test_a_port_and_a_triton(examined, repository):

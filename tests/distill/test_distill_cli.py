@@ -169,6 +169,7 @@ def test_a_signal_stops_after_the_update_also_when_another_follows_it(
     assert f"stopped after update {done};" in errors
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_it_at_once_and_leaves_no_half_checkpoint(
     recipe_file: Path, tmp_path: Path
 ) -> None:

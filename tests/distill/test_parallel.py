@@ -95,6 +95,7 @@ def assert_same_student(student: Path, expected: Path, teacher: Path) -> None:
     assert moved > 0 and apart <= 0.01 * moved, (apart.item(), moved.item())
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_student_of_one_with_the_same_batch(
     recipe_file: Path, alone: Path, teacher: Path
 ) -> None:

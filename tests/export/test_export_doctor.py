@@ -50,6 +50,12 @@ def test_what_is_missing_is_named_with_its_line(
     assert "pip install 'cdm-serve[export]'" in said
 
 
+def test_engines_need_a_gpu_and_tensorrt(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = examined(capsys, "--to", "tensorrt")
+    assert code == 2 and said.endswith("it would not export: see GPU, TensorRT")
+    assert "pip install 'cdm-serve[tensorrt]'" in said
+
+
 def test_an_export_says_first_what_it_takes_where_that_is_too_much(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

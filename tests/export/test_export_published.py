@@ -63,6 +63,7 @@ def theirs(folder: Path, name: str) -> Any:
     return (image * 255).round().astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_each_is_sampled_as_its_card_says(turbo: Path, graphs: Path, tmp_path: Path) -> None:
     folders = {TURBO: turbo, CDM: tmp_path / f"models--{CDM.replace('/', '--')}/snapshots/0123"}
     shutil.copytree(turbo, folders[CDM])

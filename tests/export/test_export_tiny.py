@@ -40,6 +40,7 @@ def folder(student: Student, exported: Path, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.mark.slow
 def test_it_is_compared_like_the_others(student: Student, folder: Path) -> None:
     plan = plan_of(components=(*plan_of().components, "tiny_decoder"))
     verification = verified(student, folder, plan)

@@ -131,6 +131,7 @@ def test_a_graph_whose_samples_see_each_other_is_refused(
     assert "openvino-f32" not in verification.served
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the quantizer's own
 def test_dynamic_int8_is_refused_for_serving(
     exported: Path, student: Student, tmp_path: Path

@@ -63,6 +63,7 @@ def narrowed(plain: Path, folder: Path, bits: int) -> Path:
     return folder / plain.name
 
 
+@pytest.mark.slow
 def test_as_near_as_nncfs(exported: Path, tmp_path: Path) -> None:
     """Of the text encoder; in the transformer NNCF stumbles over a weight that has its own view."""
     plain = exported / "1" / "text_encoder.onnx"
@@ -118,9 +119,8 @@ def int8_transformer(student: Student, folder: Path) -> Path:
     return folder / "transformer.onnx"
 
 
-@pytest.mark.parametrize(
-    "name", ["int8-weights", pytest.param("int4-weights", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["int8-weights", "int4-weights"])
 def test_pictures_stay_and_are_the_same_in_any_batch(
     student: Student,
     exported: Path,

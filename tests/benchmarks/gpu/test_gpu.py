@@ -54,6 +54,7 @@ def recipe(tmp_path: Path) -> Path:
     return tmp_path / "recipe.toml"
 
 
+@pytest.mark.slow
 def test_an_update_that_does_not_fit_is_tried_in_more_parts_and_then_with_adapters(
     student: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +73,7 @@ def test_an_update_that_does_not_fit_is_tried_in_more_parts_and_then_with_adapte
     assert found["attempts"][-1]["seconds"] == [1.0]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_costs_no_other(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_previews_are_timed(server, tmp_path: Path) -> None:
     assert 0 < point["partial_ms"]["p50"] < point["latency_ms"]["p50"]
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_counted_and_what_is_had_before_the_server_dies_is_kept(
     start, tmp_path: Path, capsys
 ) -> None:

@@ -20,6 +20,7 @@ def run(repository, tmp_path, *arguments):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_who_leaves_disturbs_nobody(small_repository, tmp_path):
     result = run(
         small_repository, tmp_path, "--only", "leaving", "--requests", "200", "--leaving", "0.5"

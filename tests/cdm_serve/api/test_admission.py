@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import openai
 import pytest
+from conftest import STUB
 
 from cdm_serve.api import admission as admission_module
 from cdm_serve.api.admission import CROWD, Admission, Pace, PictureCost, longest_end
@@ -274,7 +275,7 @@ def test_a_deadline_on_a_real_server(server):
 
 def test_a_deadline_that_passes_is_an_answer_all_the_same(server):
     """The model sleeps past it, with the message at hand: from then on the time is counted."""
-    (model,) = [pid for pid, name in server.descendants().items() if name == "triton_python_b"]
+    (model,) = [pid for pid, name in server.descendants().items() if name == STUB]
     fields = {"prompt": "a fox", "num_inference_steps": 16, "n": 10, "size": "96x64"}
     milliseconds = 300
     with ThreadPoolExecutor(1) as pool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import openai
 import pytest
+from conftest import STUB
 
 JOBS = [("a fox", seed, 16) for seed in range(24)]
 
@@ -21,7 +22,7 @@ def own(start):
 
 
 def model_pid(server):
-    (stub,) = [pid for pid, name in server.descendants().items() if name == "triton_python_b"]
+    (stub,) = [pid for pid, name in server.descendants().items() if name == STUB]
     return stub
 
 
@@ -103,6 +104,7 @@ def test_a_stream_goes_on_where_it_was(own, server):
     own.wait_ready()
 
 
+@pytest.mark.slow
 def test_what_does_not_come_back_in_time_is_one_clear_503(start):
     server = start("--retry-seconds", "0.05", "--heartbeat-seconds", "0.5")
     server.wait_ready()

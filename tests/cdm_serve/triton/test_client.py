@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import STUB
 
 from cdm_serve.backend import BackendError, BackendLost
 from cdm_serve.engine.card import ModelCard
@@ -95,7 +96,7 @@ def test_describes_the_export(address, manifest):
 def test_one_stream_answers_everyone_with_his_own(address, server):
     """32 mixed requests at once: same bytes as alone, in fewer executions."""
     jobs = draw_jobs(32, seed=1)
-    (model,) = [pid for pid, name in server.descendants().items() if name == "triton_python_b"]
+    (model,) = [pid for pid, name in server.descendants().items() if name == STUB]
 
     async def use(client):
         alone = [await answers(client, job) for job in jobs]

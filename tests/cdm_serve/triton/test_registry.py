@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from compose import STUB
+from conftest import STUB
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,7 @@ def test_a_broken_model_is_told_and_changes_nothing(own_server, own_repository):
     assert served(server) == before | {"spoiled": before["tiny"]}
 
 
+@pytest.mark.slow
 def test_a_model_that_dies_at_its_first_moment_is_told_and_keeps_no_other_from_loading(
     own_server, own_repository
 ):

@@ -11,8 +11,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from compose import STUB, TritonService, with_trouble
-from conftest import ROOT, free_port
+from compose import TritonService, with_trouble
+from conftest import ROOT, STUB, free_port
 
 from cdm_serve.engine.job import Job, Partial, Picture
 from cdm_serve.triton import alive
@@ -119,6 +119,7 @@ def test_one_of_a_list_is_killed_and_no_request_is_lost(tritons, start, server):
     assert gateway.interrupt() == 0
 
 
+@pytest.mark.slow
 def test_one_behind_haproxy_is_killed_and_no_request_is_lost(tritons, haproxy, start, server):
     gateway = start("--triton", haproxy)
     gateway.wait_ready()
@@ -179,6 +180,7 @@ def test_the_health_check_ends_a_triton_whose_model_died(tritons):
     assert first.check() == 1
 
 
+@pytest.mark.slow
 def test_the_health_check_leaves_a_slow_one_alone_and_not_one_that_hangs(
     small_repository, tmp_path, monkeypatch, capsys
 ):

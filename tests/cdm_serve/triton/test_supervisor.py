@@ -6,7 +6,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from compose import STUB, with_trouble
+from compose import with_trouble
+from conftest import STUB
 
 
 def pid_of(server, name):
@@ -66,6 +67,7 @@ def test_a_process_that_dies_before_its_first_word_is_not_waited_for(start):
     assert any(each in server.printed for each in said)
 
 
+@pytest.mark.slow
 def test_a_slow_model_is_left_alone_and_one_that_hangs_is_not(start, small_repository, tmp_path):
     version = with_trouble(small_repository, tmp_path / "models")
     options = ("--heartbeat-seconds", "0.2", "--heartbeat-timeout", "1")

@@ -24,6 +24,8 @@ from cdm_serve.errors import StartError
 from cdm_serve.repository import check_model
 from export.cli import main as export
 
+pytestmark = pytest.mark.slow  # an export of its own and four starts
+
 KEY = "transformer.transformer_blocks.0.attn.to_q"
 SHARED = ("text_encoder", "vae_decoder")
 

@@ -93,6 +93,7 @@ def test_guidance_alone_runs_away() -> None:
     assert distance("CA") > 5
 
 
+@pytest.mark.slow
 def test_distribution_matching_alone_lands_on_the_unguided_teacher() -> None:
     untrained = points(TEACHER.velocity, STEPS, everyone(POINTS), seed=2)
     reached = energy_distance(student("DM"), drawn())

@@ -129,6 +129,7 @@ def test_from_pictures_to_a_pipeline(tmp_path: Path, tokenizer: CLIPTokenizer) -
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_tiny_decoder_comes_near_the_full_one(tmp_path: Path, capsys) -> None:
     """And a resumed training goes on with the same pictures."""
     ask = ["tiny", str(MODELS / "emoji-teacher"), "--batch", "4", "--folder", str(tmp_path / "run")]
@@ -141,6 +142,7 @@ def test_a_tiny_decoder_comes_near_the_full_one(tmp_path: Path, capsys) -> None:
     assert not any(weight.any() for weight in tiny.encoder.parameters())
 
 
+@pytest.mark.slow
 def test_a_decoder_is_trained_on_alone(tmp_path: Path, capsys) -> None:
     """The encoder stays bit for bit; a decoder that became worse is not taken."""
     torch.manual_seed(0)
