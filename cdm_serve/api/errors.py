@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cdm_serve.backend import BackendError, BackendLost
 
+CLIENT_LEFT = 499  # nginx's number for a client that did not wait
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 CODES = {
     404: "not_found",
@@ -106,6 +108,10 @@ def install_handlers(app: FastAPI) -> None:
             return _of_router(error, request).response()
         return api_error(error).response()
 
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_LEFT)  # only the log reads it
+
+    app.add_exception_handler(ClientDisconnect, left)
     for kind in (ApiError, HTTPException, BackendError, BackendLost):
         app.add_exception_handler(kind, answer)
     app.add_exception_handler(Exception, answer)

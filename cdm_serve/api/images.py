@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from cdm_serve.api.admission import Admission, PictureCost, Ticket
 from cdm_serve.api.answer import EventStream, image_answer, place, raw_answer
-from cdm_serve.api.errors import ApiError, documented
+from cdm_serve.api.errors import CLIENT_LEFT, ApiError, documented
 from cdm_serve.api.files import ROUTE as FILES
 from cdm_serve.api.files import FileStore, public_address
 from cdm_serve.api.generation import ImageGenerator
@@ -143,7 +143,7 @@ class Images:
         except ClientLeft:
             ticket.close()
             self.metrics.clients_left.inc()
-            return Response(status_code=499)  # only the log reads it
+            return Response(status_code=CLIENT_LEFT)  # only the log reads it
         except BaseException:
             ticket.close()
             raise

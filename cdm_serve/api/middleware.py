@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdm_serve.api.auth import Keys
 from cdm_serve.api.edits import ROUTES as UPLOADS
-from cdm_serve.api.errors import ApiError
+from cdm_serve.api.errors import CLIENT_LEFT, ApiError
 from cdm_serve.api.files import ROUTE as FILES
 from cdm_serve.api.limits import RateLimits
 from cdm_serve.api.metrics import Metrics
@@ -29,7 +29,6 @@ ROUTES = (
     *("/v1/images/generations", *UPLOADS, "/v1/images/files/", "/v1/images/jobs/"),
     *("/v1/models", "/sdapi/v1/txt2img"),
 )
-CLIENT_LEFT = 499  # nginx's number for a client that did not wait
 
 
 class RequestMiddleware:
