@@ -86,6 +86,7 @@ def test_triton_does_not_outlive_a_killed_server(start):
     assert not list(server.output.parent.glob("cdm-serve-*"))
 
 
+@pytest.mark.slow
 def test_not_even_when_the_guard_is_killed_too(start):
     """The kernel then ends Triton and its model, even a hung one; the next server clears up.
 

@@ -592,6 +592,7 @@ def test_stop_escape_and_errors(browse, server):
     assert "U+0000" in text(page, "error")
 
 
+@pytest.mark.slow
 def test_it_comes_back_by_itself_when_the_server_has_room(browse, start, server):
     gateway = start("--triton", server.triton_address(), "--requests-per-minute", "20")
     gateway.wait_ready()

@@ -76,6 +76,7 @@ def slow(quick_repository: Path, start: Start, tmp_path_factory: pytest.TempPath
     return server
 
 
+@pytest.mark.slow
 def test_its_heart_beats_through_a_long_step(slow: Server) -> None:
     begin = time.monotonic()
     slow.picture("a fox", 7, 2)

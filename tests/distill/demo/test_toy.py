@@ -110,6 +110,7 @@ def test_a_fake_teacher_that_knows_the_anchor_comes_closer() -> None:
     assert distance("CA + DM + CDM") < 0.6 * distance("CA + DM + CDM", anchor=False)
 
 
+@pytest.mark.slow
 def test_draws_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path / "toy.png"), "--updates", "2"]) == 0
     assert (tmp_path / "toy.png").read_bytes().startswith(b"\x89PNG")
