@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,6 +107,7 @@ def test_a_read_only_disk(
 # TensorBoard writes in a thread of its own, which ends with the error that append then tells.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_log_on_a_full_disk_is_one_line(small_disk: Path) -> None:
+    before = set(threading.enumerate())
     log = RunLog(small_disk / "run", updates=0)
     with contextlib.suppress(OSError), (small_disk / "filling").open("wb", 0) as filling:
         while True:
@@ -117,3 +119,5 @@ def test_a_log_on_a_full_disk_is_one_line(small_disk: Path) -> None:
     with pytest.raises(DistillError, match=r"tensorboard.* cannot be written: .*No space left"):
         for update in range(2000):
             log.append({"update": update, "fake": 0.5})
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)  # or the next test is told of its error
