@@ -152,17 +152,17 @@ def test_who_leaves_saves_his_steps_and_disturbs_nobody(address, leave):
         done = await asyncio.gather(*tasks, return_exceptions=True)
         return done, before["counters"], (await settled(client))["counters"]
 
-    done, before, after = with_client(address, use)
-    assert all(len(stayed) == 4 for stayed in done[1::2])
-    if leave == "cancel":
-        assert all(isinstance(left, asyncio.CancelledError) for left in done[::2])
-    cancelled = after["cancelled"] - before["cancelled"]
-    finished = after["pictures"] - before["pictures"]
-    assert cancelled + finished == 16
-    assert cancelled > 0
-    steps, saved = (after[name] - before[name] for name in ("steps", "steps_saved"))
-    assert steps + saved == 16 * 16
-    assert saved > 0
+    for _ in range(20):  # all may have been finished before their cancel came
+        done, before, after = with_client(address, use)
+        assert all(len(stayed) == 4 for stayed in done[1::2])
+        if leave == "cancel":
+            assert all(isinstance(left, asyncio.CancelledError) for left in done[::2])
+        grown = {name: after[name] - before[name] for name in after}
+        assert grown["cancelled"] + grown["pictures"] == 16
+        assert grown["steps"] + grown["steps_saved"] == 16 * 16
+        if grown["cancelled"] and grown["steps_saved"]:
+            return
+    pytest.fail("of all who left, nobody's steps were saved")
 
 
 def test_a_passed_deadline_is_an_error_of_its_own(address):
