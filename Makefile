@@ -13,9 +13,10 @@ serve: $(VENV)/serve.stamp $(EXPORT)
 	$(BIN)/cdm-serve --open
 
 ## test: install, then style, types and the test suite; what failed is run once more, alone
+# (1 is pytest's word for that; a run that broke off has other numbers, and stays broken off)
 test: $(VENV)/test.stamp check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder || \
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+	{ test $$? -eq 1 && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none; }
 
 ## check: style and types
 check: $(VENV)/test.stamp
