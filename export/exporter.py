@@ -32,7 +32,7 @@ from export.plan import Plan, plan
 from export.precision import PRECISIONS
 from export.profiles import Profile, profiles, show
 from export.reference import Reference, check_device, reference
-from export.repository import share_files, staged
+from export.repository import check_name, share_files, staged
 from export.request import EngineOptions, Request
 from export.student import Student, load_student
 from export.tensorrt import build_engine, check_available, stamp
@@ -53,6 +53,7 @@ def export(request: Request, console: Console) -> Path:
     gpu = None if options is None else check_available()  # before any work
     check_device(request.device)
     student, made = _load_plan(request, console)
+    check_name(request.repository, made.name, request.variant_of)
     with staged(request.place, made.name, whole=made.whole) as folder:
         version = folder / "1"
         version.mkdir()

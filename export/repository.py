@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import filecmp
+import glob
 import os
 import re
 import secrets
@@ -52,7 +53,7 @@ def staged(repository: Path, name: str, whole: bool = True) -> Iterator[Path]:
             yield folder
             with _lock(repository, wait=True):
                 if (target / "variants").is_dir():  # they stay where they are served
-                    shutil.copytree(target / "variants", folder / "variants", copy_function=os.link)
+                    shutil.copytree(target / "variants", folder / "variants", copy_function=_link)
                 _replace(folder, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -70,16 +71,40 @@ def share_files(folder: Path, repository: Path) -> list[str]:
     shared = []
     for name in sorted(path.name for path in folder.iterdir() if path.suffix in _LARGE):
         for other in (export.with_name(name) for export in exports):
-            if other.is_file() and filecmp.cmp(folder / name, other, shallow=False):
-                linked = folder / f"{name}.linked"
-                try:
-                    os.link(other, linked)
-                except OSError:  # a file system without hard links, or too many of them
+            linked = folder / f"{name}.linked"
+            try:
+                if not filecmp.cmp(folder / name, other, shallow=False):
                     continue
-                linked.replace(folder / name)
-                shared.append(name)
-                break
+                os.link(other, linked)
+            except OSError:  # none there, or no longer; or no hard links, or too many of them
+                continue
+            linked.replace(folder / name)
+            shared.append(name)
+            break
     return shared
+
+
+def check_name(repository: Path, name: str, variant_of: str | None) -> None:
+    """A server has one name for each model and variant.
+
+    Raises:
+        ExportError: the name is that of a model, for a variant, or of a variant, for a model.
+    """
+    if variant_of is not None:
+        taken = (repository / name / "config.pbtxt").is_file()
+    else:
+        taken = any(repository.glob(f"[!.]*/variants/{glob.escape(name)}/config.pbtxt"))
+    if taken:
+        other = "model" if variant_of is not None else "variant"
+        raise ExportError(f"{repository} has a {other} {name} already; choose another --name")
+
+
+def _link(source: str, target: str) -> None:
+    """One file with two names, or a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _check_target(target: Path, whole: bool) -> None:

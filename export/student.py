@@ -122,7 +122,7 @@ def _load(
             if not torch.isfinite(weight).all():
                 why = (
                     " in fp16; choose another --precision"
-                    if dtype == torch.float16
+                    if weight.dtype == torch.float16
                     else "; the student is broken"
                 )
                 raise ExportError(f"{name}: weight {key} has values that are not finite{why}")

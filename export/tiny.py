@@ -35,7 +35,7 @@ def load_tiny(source: Path, adapter: Adapter) -> nn.Module:
     except DistillError as error:
         raise ExportError(f"--decoder: {error}") from error
     config: Any = tiny.config
-    side = adapter.multiple
+    side = adapter.default_side
     channels, height, _ = adapter.latent_shape(side, side)
     upscale = config.upsampling_scaling_factor ** (len(config.num_decoder_blocks) - 1)
     found, needed = (config.latent_channels, upscale), (channels, side // height)

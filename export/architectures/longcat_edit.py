@@ -17,7 +17,7 @@ from export.precision import cast
 class LongCatEdit(LongCat):
     """Exports what ``LongCatEditAdapter`` adapts."""
 
-    example = (14, 21)  # seen as 2 by 3 tokens
+    example = (14, 21)
 
     def text_encoder(self, dtype: torch.dtype) -> nn.Module:
         """Vision tower and language model, with the template around picture and prompt."""

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import pytest
 
 from export import repository as repository_module
 from export.errors import ExportError
-from export.repository import share_files, staged
+from export.repository import check_name, share_files, staged
 
 
 def build(repository: Path, text: str) -> None:
@@ -39,7 +40,7 @@ def test_a_failure_leaves_the_old_folder(tmp_path: Path, reason: type[BaseExcept
 HALF_AN_EXPORT = """
 import sys, time
 from pathlib import Path
-from export.repository import share_files, staged
+from export.repository import check_name, share_files, staged
 with staged(Path(sys.argv[1]), "model") as folder:
     (folder / "config.pbtxt").write_text("half")
     print("here", flush=True)
@@ -123,6 +124,31 @@ def test_variants_stay_when_their_model_is_replaced(tmp_path: Path) -> None:
     build(tmp_path, "two")
     assert (tmp_path / "model" / "config.pbtxt").read_text() == "two"
     assert (tmp_path / "model" / "variants" / "model" / "config.pbtxt").read_text() == "variant"
+
+
+def test_variants_stay_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    build(tmp_path, "old")
+    build(tmp_path / "model" / "variants", "variant")
+    build(tmp_path, "new")
+    assert (tmp_path / "model" / "config.pbtxt").read_text() == "new"
+    assert (tmp_path / "model" / "variants" / "model" / "config.pbtxt").read_text() == "variant"
+
+
+def test_a_name_is_that_of_a_model_or_of_a_variant(tmp_path: Path) -> None:
+    build(tmp_path, "whole")
+    (tmp_path / "other" / "variants").mkdir(parents=True)
+    check_name(tmp_path, "model", None)
+    with pytest.raises(ExportError, match="has a model model already; choose another --name"):
+        check_name(tmp_path, "model", "model")
+    build(tmp_path / "other" / "variants", "variant")
+    with pytest.raises(ExportError, match="has a variant model already; choose another --name"):
+        check_name(tmp_path, "model", None)
 
 
 def test_the_same_graph_is_stored_once(tmp_path: Path) -> None:

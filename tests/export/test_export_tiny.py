@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from pipelines import tiny_decoder, tiny_klein
+from pipelines import tiny_decoder, tiny_klein, tiny_longcat_edit
 from students import plan_of, verified
 
 from cdm_serve.engine.manifest import parse_manifest
@@ -82,6 +82,14 @@ def test_one_for_other_latents_is_refused(
     options = ["--to", "onnx", "--out", str(tmp_path / "out"), "--decoder", str(other)]
     assert main([str(student_folder), *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_one_for_a_model_that_edits_and_takes_no_tiny_sizes(tmp_path: Path, capsys) -> None:
+    student = tiny_longcat_edit(tmp_path / "student")
+    other = tiny_decoder(tmp_path / "taesd", latent_channels=7)
+    options = ["--to", "onnx", "--out", str(tmp_path / "out"), "--decoder", str(other)]
+    assert main([str(student), *options]) == 2
+    assert "it is for latents of 7 channels" in capsys.readouterr().err
 
 
 def test_what_is_none_is_refused_before_anything_is_loaded(
