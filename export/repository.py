@@ -88,15 +88,13 @@ def check_name(repository: Path, name: str, variant_of: str | None) -> None:
     """A server has one name for each model and variant.
 
     Raises:
-        ExportError: the name is that of a model, for a variant, or of a variant, for a model.
+        ExportError: another has this name.
     """
-    if variant_of is not None:
-        taken = (repository / name / "config.pbtxt").is_file()
-    else:
-        taken = any(repository.glob(f"[!.]*/variants/{glob.escape(name)}/config.pbtxt"))
-    if taken:
-        other = "model" if variant_of is not None else "variant"
-        raise ExportError(f"{repository} has a {other} {name} already; choose another --name")
+    variants = repository.glob(f"[!.]*/variants/{glob.escape(name)}/config.pbtxt")
+    if any(path.parents[2].name != variant_of for path in variants):
+        raise ExportError(f"{repository} has a variant {name} already; choose another --name")
+    if variant_of is not None and (repository / name / "config.pbtxt").is_file():
+        raise ExportError(f"{repository} has a model {name} already; choose another --name")
 
 
 def _link(source: str, target: str) -> None:

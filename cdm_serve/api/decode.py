@@ -104,7 +104,8 @@ def _in_srgb(image: Image.Image, mode: str) -> Image.Image:
     """Converted to a mode, and to sRGB from the colour profile in the file if that is usable."""
     if profile := image.info.get("icc_profile"):
         try:
-            if image.mode not in ("RGB", "CMYK", "L"):
+            # What is transparent may be said by a colour, which the conversion forgets.
+            if mode == "RGBA" or image.mode not in ("RGB", "CMYK", "L"):
                 image = image.convert(mode)
             colours = image.convert("RGB") if image.mode == "RGBA" else image
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

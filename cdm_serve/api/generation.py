@@ -98,7 +98,7 @@ class ImageGenerator:
             end = GRACE * longest_end(plan.model.costs, plan.size)
             seconds = plan.deadline - time.time() + end + GRACE_SECONDS
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as limit:
                 for _ in range(RETRIES):
                     try:
                         return await self._attempt(plan, number, ticket, emit, shown)
@@ -108,6 +108,8 @@ class ImageGenerator:
                         ticket.interrupted()
                 return await self._attempt(plan, number, ticket, emit, shown)
         except TimeoutError:
+            if not limit.expired():  # it is the hook's own
+                raise
             raise BackendError("the model does not answer", "expired") from None
 
     async def _attempt(

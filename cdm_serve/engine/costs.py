@@ -11,7 +11,8 @@ from typing import Any
 WORTH = 0.95
 # Nobody sees the difference between executions that are shorter than this.
 INSTANT = 0.01
-# How much of an estimate each further execution replaces, after the first few, which weigh alike.
+# How much of an estimate each further execution replaces, after the first thousand,
+# which weigh alike.
 LEARNING = 0.001
 # One execution counts as so many times as long as it should have taken, at most.
 OUTLIER = 3.0

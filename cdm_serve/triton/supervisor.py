@@ -131,7 +131,10 @@ class Supervisor:
             if self._process is not None and time.monotonic() > look:
                 before, lost = lost, self._process.lost()
                 if lost & before:
-                    raise StartError("the process of a model ended while Triton loaded it")
+                    self._show_log()
+                    raise StartError(
+                        "the process of a model ended while Triton loaded it; its log is above"
+                    )
                 look = time.monotonic() + LOST_SECONDS
             if time.monotonic() > deadline:
                 self._show_log()

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,11 @@ def test_a_name_is_that_of_a_model_or_of_a_variant(tmp_path: Path) -> None:
     build(tmp_path / "other" / "variants", "variant")
     with pytest.raises(ExportError, match="has a variant model already; choose another --name"):
         check_name(tmp_path, "model", None)
+    check_name(tmp_path, "variant", "other")
+    shutil.rmtree(tmp_path / "model")
+    check_name(tmp_path, "model", "other")  # the same again
+    with pytest.raises(ExportError, match="has a variant model already"):
+        check_name(tmp_path, "model", "third")
 
 
 def test_the_same_graph_is_stored_once(tmp_path: Path) -> None:

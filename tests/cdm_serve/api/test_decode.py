@@ -153,6 +153,14 @@ def test_other_colours_become_srgb(mode):
         assert made.tensors["mask"][:, :32].all() and not made.tensors["mask"][:, 32:].any()
 
 
+def test_a_transparent_colour_is_one_with_a_profile_too():
+    image = Image.new("RGB", (64, 64), (200, 100, 50))
+    image.paste((255, 0, 255), (0, 0, 32, 64))
+    file = saved(image, transparency=(255, 0, 255), icc_profile=display_p3())
+    made = prepare(file, None, SIZES)
+    assert made.tensors["mask"][:, :32].all() and not made.tensors["mask"][:, 32:].any()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
 def test_a_profile_that_does_not_fit_changes_nothing(mode):
     """Broken ones, and for grey and CMYK one of RGB."""

@@ -19,6 +19,8 @@ def look(image, facts):
     if facts["prompt"] == "blood" or (facts["prompt"] == "late" and not facts["preview"]):
         return None
     assert facts["prompt"] != "broken"
+    if facts["prompt"] == "asks in vain":
+        raise TimeoutError
     return ImageOps.invert(image)
 """
 
@@ -60,7 +62,9 @@ def test_it_refuses(gateway):
     events = gateway.generate(prompt="late", stream=True, partial_images=2).text
     kinds = [line[7:] for line in events.splitlines() if line.startswith("event: ")]
     assert kinds == ["image_generation.partial_image"] * 2 + ["error"]
-    assert gateway.generate(prompt="broken").status_code == 500
+    for fault in ("broken", "asks in vain"):
+        answer = gateway.generate(prompt=fault)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, None)
     assert gateway.metric("cdm_serve_pictures_in_flight") == 0
 
 
